@@ -1,0 +1,14 @@
+"""How a rule runs: on each tensor, on lists of tensors, on sparse rows, or with a gradient of its own.
+
+No engine knows an optimizer and no rule knows an engine. A rule is a function
+`rule(param, grad, *, state tensors by name, coefficients by name)` that changes its tensors in place; an engine takes a
+rule and a [`Batch`][reimpl.optim.engines.Batch] and decides what stands behind the word "tensor".
+"""
+
+from reimpl.optim.engines.batch import Batch, Engine, Rule
+from reimpl.optim.engines.differentiable import differentiable
+from reimpl.optim.engines.foreach import TensorList, foreach
+from reimpl.optim.engines.loop import loop
+from reimpl.optim.engines.rows import rows
+
+__all__ = ["Batch", "Engine", "Rule", "TensorList", "differentiable", "foreach", "loop", "rows"]

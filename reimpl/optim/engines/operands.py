@@ -1,0 +1,20 @@
+"""Coefficients that are tensors, for operands that stand in for a tensor.
+
+`add(alpha=)`, `addcmul(value=)` and `addcdiv(value=)` take numbers only. Where a coefficient has to stay a tensor (its
+gradient is wanted, or a graph is being captured and nothing may be read back to the host), it is folded into the first
+operand instead: `x.addcdiv(a, b, value=c)` is `x.addcdiv(a * c, b)`, which is also the order in which torch's CPU
+kernels multiply.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def fold_scale(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return `args` and `kwargs` of a call without an `alpha=` or `value=` that is not a number."""
+    for name in ("alpha", "value"):
+        scale = kwargs.get(name, 1)
+        if not isinstance(scale, int | float | complex):
+            first, *rest = args
+            return (first * scale, *rest), {key: arg for key, arg in kwargs.items() if key != name}
+    return args, kwargs
