@@ -70,7 +70,8 @@ class Adadelta(Optimizer):
         acc_delta: $u$, likewise.
 
     Raises:
-        ValueError: for an `lr` of several elements, a negative `lr`, `eps` or `weight_decay`, or `rho` outside $[0, 1]$.
+        ValueError: for an `lr` of several elements, a negative `lr`, `eps` or `weight_decay`, or a `rho` outside
+            $[0, 1]$.
         RuntimeError: from `step`, for a sparse gradient.
 
     Differs from the paper:
@@ -118,7 +119,7 @@ class Adadelta(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
+    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         return {"square_avg": torch.zeros_like, "acc_delta": torch.zeros_like}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:

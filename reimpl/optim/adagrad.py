@@ -49,8 +49,8 @@ class Adagrad(Optimizer):
         lr: learning rate $\gamma$, a number or a one-element tensor.
         lr_decay: $\eta$, a decay on top of the one that the growing sum brings; the first step is not decayed.
         weight_decay: $\lambda$, an L2 penalty: it enters the gradient.
-        initial_accumulator_value: $\tau$, where the sum of squares starts, in both parts of a complex parameter. Above 0
-            it keeps the first steps from having the size $\gamma$ whatever the gradient.
+        initial_accumulator_value: $\tau$, where the sum of squares starts, in both parts of a complex parameter. Above
+            0 it keeps the first steps from having the size $\gamma$ whatever the gradient.
         eps: $\epsilon$, in the unit of the gradient; added to the root, not under it.
         foreach: True for the foreach engine, False for the loop; None chooses as torch does (foreach on accelerators).
         maximize: climb instead of descend.
@@ -71,12 +71,12 @@ class Adagrad(Optimizer):
 
     Differs from torch:
         Complex parameters with weight decay in the loop engine: torch adds the penalty in complex arithmetic and rounds
-        once more. In float16 and bfloat16 torch's foreach path rounds $\gamma g_t$ before it divides; the foreach engine
-        here gives the loop's bits.
+        once more. In float16 and bfloat16 torch's foreach path rounds $\gamma g_t$ before it divides; the foreach
+        engine here gives the loop's bits.
 
     Source:
-        Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 12,
-        2011, Figure 1; `torch/optim/adagrad.py`.
+        Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR
+        12, 2011, Figure 1; `torch/optim/adagrad.py`.
     """
 
     rule = staticmethod(adagrad_rule)
@@ -128,7 +128,7 @@ class Adagrad(Optimizer):
             for param in group["params"]:
                 self.state[param]["sum"].share_memory_()
 
-    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
+    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         # torch reads the constructor's value, also for a group that names one of its own.
         start = self.defaults["initial_accumulator_value"]
         return {"sum": lambda param: torch.full_like(param, complex(start, start) if param.is_complex() else start)}

@@ -18,7 +18,7 @@ def adam_rule(
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None = None,
+    max_exp_avg_sq: Tensor | None,
     *,
     decay: float | None,
     weight_decay: float,
@@ -172,9 +172,9 @@ class Adam(Optimizer):
         super().__init__(params, defaults)
         check_fused("Adam", fused, foreach, differentiable)
 
-    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
-        return dict.fromkeys(names, torch.zeros_like)
+    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
+        zeros = torch.zeros_like
+        return {"exp_avg": zeros, "exp_avg_sq": zeros, "max_exp_avg_sq": zeros if group["amsgrad"] else None}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         coefficients = adam_coefficients(group, step)

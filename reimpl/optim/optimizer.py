@@ -1,17 +1,17 @@
-"""Everything that surrounds a rule, once: groups, state, missing gradients, closures, step counts, the engine's choice."""
+"""Everything that surrounds a rule, once: groups, state, missing gradients, closures, step counts, choice of engine."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import (
     _default_to_fused_or_foreach,
     _get_capturable_supported_devices,
-    _get_scalar_dtype,
 )
 
 from reimpl.optim.arguments import no_fused_engine
@@ -25,23 +25,20 @@ LARGEST_COUNT = 2.0**24
 
 Group = dict[str, Any]
 State = dict[str, Any]
+T = TypeVar("T")
 
 
-class Member(NamedTuple):
-    """A parameter in a batch, with its gradient, its state, and whether the state is new."""
+class Plan(NamedTuple):
+    """What a step will do to one group; nothing has been changed yet."""
 
-    param: Tensor
-    grad: Tensor
-    state: State
-    new: bool
+    created: dict[Tensor, State]
+    """The state of parameters that are updated for the first time."""
 
+    counts: list[Tensor]
+    """The step counts to advance."""
 
-class Update(NamedTuple):
-    """One call of an engine, planned; nothing has been changed yet."""
-
-    engine: Engine
-    batch: Batch
-    members: list[Member]
+    calls: list[tuple[Engine, Batch]]
+    """The engines to run, each on one batch."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -57,7 +54,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[Rule]
-    """The update of one parameter: `rule(param, grad, **state, **coefficients)`, in place; a `staticmethod`."""
+    """The update of one parameter: `rule(param, grad, *state, **coefficients)`, in place; a `staticmethod`."""
 
     counts_steps: ClassVar[bool] = True
     """Whether each parameter's state holds a `step` count. If not, `coefficients` is told `FIRST` or `LATER`."""
@@ -81,13 +78,17 @@ class Optimizer(torch.optim.Optimizer):
         Args:
             group: the parameter group's options; one-element tensors among them have come down to 0-dim.
             step: the count of updates, this one included: a float, or where nothing may be read back to the host
-                (`capturable`, `torch.compile`) a list of 0-dim tensors, on which the same arithmetic works.
+                (`capturable`, `torch.compile`) a `TensorList` of 0-dim tensors, on which the same arithmetic works.
             param: one of the parameters, for its dtype and device.
         """
         raise NotImplementedError
 
-    def new_state(self, group: Group) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return the names of the state tensors that the rule takes, each with what makes it from a parameter."""
+    def new_state(self, group: Group) -> dict[str, Callable[[Tensor], Tensor] | None]:
+        """Return the state tensors in the order in which the rule takes them.
+
+        Each name comes with the function that makes the tensor from a parameter before its first update, or with None
+        if the group's options do without it.
+        """
         raise NotImplementedError
 
     def check_group(self, group: Group) -> None:
@@ -128,49 +129,9 @@ class Optimizer(torch.optim.Optimizer):
                 with torch.enable_grad():
                     loss = closure()
             for turn in turns(self.param_groups):
-                for update in [update for group, params in turn for update in self._plan(group, params)]:
-                    self._count(update.members)
-                    update.engine(type(self).rule, update.batch)
+                for plan in [self._plan(group, params) for group, params in turn]:
+                    self._carry_out(plan)
             return loss
-
-    def _plan(self, group: Group, params: list[Tensor]) -> list[Update]:
-        """Check a group and sort its parameters into batches, each for one call of an engine."""
-        self.check_group(group)
-        group = {name: as_scalar(option, group["differentiable"]) for name, option in group.items()}
-        use_foreach = self.chooses_foreach(group, params)
-        in_graph = group.get("capturable", False) or torch.compiler.is_compiling()
-        state_names = list(self.new_state(group))
-        marker = "step" if self.counts_steps else next(iter(state_names), None)
-
-        batches: defaultdict[tuple[Any, ...], list[Member]] = defaultdict(list)
-        for param in params:
-            member = self._member(group, param, marker)
-            sparse = member.grad.is_sparse
-            if sparse:
-                self.check_sparse(group, param)
-            step = FIRST if member.new else LATER
-            if self.counts_steps:
-                self._check_count(group, param, member.state["step"], use_foreach)
-                step = LATER if in_graph else next_count(member.state["step"])
-            # In a graph, each parameter of the loop engine brings coefficients of its own.
-            alone = param if in_graph and not use_foreach else None
-            batches[sparse, step, param.device, param.dtype, alone].append(member)
-
-        updates = []
-        for (sparse, step, *rest), members in batches.items():
-            # Where a step creates the buffers of only some parameters, torch's foreach path loops over all of them.
-            partly_new = not self.counts_steps and (sparse, FIRST + LATER - step, *rest) in batches
-            engine = self._engine(group, sparse, in_graph or (use_foreach and not partly_new))
-            updates.append(Update(engine, self._batch(group, members, state_names, engine, step, in_graph), members))
-        return updates
-
-    def _member(self, group: Group, param: Tensor, marker: str | None) -> Member:
-        """Find a parameter's state, or make it; not yet in `self.state`."""
-        assert param.grad is not None
-        state = self.state.get(param)
-        if marker is None or (state is not None and state.get(marker) is not None):
-            return Member(param, param.grad, state or {}, new=False)
-        return Member(param, param.grad, self.create_state(group, param), new=True)
 
     def create_state(self, group: Group, param: Tensor) -> State:
         """Return the state of a parameter before its first update."""
@@ -178,60 +139,117 @@ class Optimizer(torch.optim.Optimizer):
         if self.counts_steps:
             # On the host, where reading it costs nothing, unless a graph has to own it.
             device = param.device if group.get("capturable") else "cpu"
-            state["step"] = torch.zeros((), dtype=_get_scalar_dtype(), device=device)
-        return state | {name: make(param) for name, make in self.new_state(group).items()}
+            state["step"] = torch.zeros((), dtype=step_dtype(), device=device)
+        return state | {name: make(param) for name, make in self.new_state(group).items() if make is not None}
 
-    def _check_count(self, group: Group, param: Tensor, count: Tensor, use_foreach: bool) -> None:
-        if group["differentiable"] and count.requires_grad:
+    def _plan(self, group: Group, params: list[Tensor]) -> Plan:
+        """Check a group, and sort its parameters into batches that one call of an engine can update.
+
+        It works on columns, a list for each property of all parameters, since it runs in every step.
+        """
+        self.check_group(group)
+        group = {name: as_scalar(option, group["differentiable"]) for name, option in group.items()}
+        grads: list[Any] = [param.grad for param in params]
+        sparse = [grad.is_sparse for grad in grads]
+        for param in compress(params, sparse):
+            self.check_sparse(group, param)
+
+        created, states = self._find_states(group, params)
+        counts = [state["step"] for state in states] if self.counts_steps else []
+        state = [make and [state[name] for state in states] for name, make in self.new_state(group).items()]
+
+        on_lists = self.chooses_foreach(group, params)
+        self._check_counts(group, params, counts, on_lists)
+        in_graph = group.get("capturable", False) or torch.compiler.is_compiling()
+        if not counts:
+            steps = [FIRST if param in created else LATER for param in params] if created else [LATER] * len(params)
+            # In a step that creates the buffers of only some parameters, torch's foreach path loops over all of them.
+            on_lists = on_lists and len(created) in (0, len(params))
+        elif not in_graph:
+            steps = [count.item() for count in counts]
+        else:  # a loop's parameters go alone, each with coefficients of its own
+            steps = [LATER] * len(params) if on_lists else list(range(len(params)))
+
+        alike = [sparse, steps]
+        if on_lists or not self.linear:
+            alike.append([param.dtype for param in params])
+        if on_lists:
+            alike.append([param.device for param in params])
+
+        calls = []
+        for part in split(alike):
+            first = part[0]
+            engine = self._choose_engine(group, sparse[first], on_lists or in_graph)
+            batch = Batch(
+                params=pick(params, part),
+                grads=pick(grads, part),
+                state=[tensors and pick(tensors, part) for tensors in state],
+                coefficients={},
+                maximize=group["maximize"],
+            )
+            if batch.params[0].is_complex() and not self.linear and not sparse[first]:
+                batch = batch.as_real()
+            step: Any = steps[first]
+            if counts:
+                step = TensorList(pick(counts, part)) + 1 if in_graph else next_count(step, counts[first])
+            coefficients = self.coefficients(group, step, batch.params[0])
+            if engine is foreach and not in_graph:
+                coefficients = {name: as_number(value) for name, value in coefficients.items()}
+            calls.append((engine, batch._replace(coefficients=coefficients)))
+        return Plan(created, counts, calls)
+
+    def _find_states(self, group: Group, params: list[Tensor]) -> tuple[dict[Tensor, State], list[State]]:
+        """Return the states that had to be created (not yet in `self.state`), and the state of each parameter."""
+        names = [name for name, make in self.new_state(group).items() if make is not None]
+        marker = "step" if self.counts_steps else next(iter(names), None)
+        if marker is None:
+            return {}, []
+        states: list[Any] = [self.state.get(param) for param in params]
+        created = {
+            param: self.create_state(group, param)
+            for param, state in zip(params, states, strict=True)
+            if state is None or state.get(marker) is None
+        }
+        if created:
+            states = [created.get(param, state) for param, state in zip(params, states, strict=True)]
+        return created, states
+
+    def _check_counts(self, group: Group, params: list[Tensor], counts: list[Tensor], on_lists: bool) -> None:
+        """Raise what torch raises for step counts that autograd follows, or that a graph could not hold."""
+        if group["differentiable"] and any(count.requires_grad for count in counts):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("capturable") and not torch.compiler.is_compiling():
-            devices = _get_capturable_supported_devices(supports_xla=self.capturable_on_xla and not use_foreach)
-            if not (param.device.type == count.device.type and param.device.type in devices):
-                raise AssertionError(
-                    f"If capturable=True, params and state_steps must be on supported devices: {devices}."
-                )
+            devices = _get_capturable_supported_devices(supports_xla=self.capturable_on_xla and not on_lists)
+            for param, count in zip(params, counts, strict=True):
+                if param.device.type != count.device.type or param.device.type not in devices:
+                    raise AssertionError(
+                        f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+                    )
 
-    def _engine(self, group: Group, sparse: bool, on_lists: bool) -> Engine:
+    def _choose_engine(self, group: Group, sparse: bool, on_lists: bool) -> Engine:
         if sparse:
             return loop if self.linear else rows
         if group["differentiable"]:
             return differentiable
         return foreach if on_lists else loop
 
-    def _batch(
-        self, group: Group, members: list[Member], state_names: list[str], engine: Engine, step: Any, in_graph: bool
-    ) -> Batch:
-        params = [member.param for member in members]
-        grads = [member.grad for member in members]
-        state = {name: [member.state[name] for member in members] for name in state_names}
-        if params[0].is_complex() and not self.linear and engine is not rows:
-            params, grads = as_real(params), as_real(grads)
-            state = {name: as_real(tensors) for name, tensors in state.items()}
-        if in_graph and self.counts_steps:
-            step = TensorList([member.state["step"] for member in members]) + 1
-        coefficients = self.coefficients(group, step, params[0])
-        if engine is foreach and not in_graph:
-            coefficients = {name: as_number(value) for name, value in coefficients.items()}
-        return Batch(params, grads, state, coefficients, group["maximize"])
-
-    def _count(self, members: list[Member]) -> None:
-        """Keep the state of new parameters and advance the step counts."""
-        for member in members:
-            if member.new:
-                self.state[member.param].update(member.state)
-        if self.counts_steps:
-            counts = [member.state["step"] for member in members]
-            if counts[0].is_cpu and not torch.compiler.is_compiling():
-                torch._foreach_add_(counts, torch.tensor(1.0, device="cpu"), alpha=1.0)
+    def _carry_out(self, plan: Plan) -> None:
+        for param, state in plan.created.items():
+            self.state[param].update(state)
+        if plan.counts:
+            if plan.counts[0].is_cpu and not torch.compiler.is_compiling():
+                torch._foreach_add_(plan.counts, torch.tensor(1.0, device="cpu"), alpha=1.0)
             else:
-                torch._foreach_add_(counts, 1)
+                torch._foreach_add_(plan.counts, 1)
+        for engine, batch in plan.calls:
+            engine(type(self).rule, batch)
 
     def _check_graph_capture(self) -> None:
         """Raise if a CUDA graph is being captured and a group is not `capturable`, as torch's step does."""
         if "capturable" in self.defaults:
             if hasattr(self, "_accelerator_graph_capture_health_check"):
                 self._accelerator_graph_capture_health_check()
-            else:  # torch < 2.13
+            else:  # before torch 2.13
                 self._cuda_graph_capture_health_check()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -240,29 +258,28 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.options_of_later_versions.items():
                 group.setdefault(name, value)
             for param in group["params"]:
-                param_state = self.state.get(param, {})
-                # torch < 1.12 counted steps in a Python number.
-                if "step" in param_state and not isinstance(param_state["step"], Tensor):
+                saved = self.state.get(param, {})
+                # Before torch 1.12 the step count was a Python number.
+                if "step" in saved and not isinstance(saved["step"], Tensor):
                     device = param.device if group.get("capturable") else "cpu"
-                    param_state["step"] = torch.tensor(
-                        float(param_state["step"]), dtype=_get_scalar_dtype(), device=device
-                    )
+                    saved["step"] = torch.tensor(float(saved["step"]), dtype=step_dtype(), device=device)
+
+
+def step_dtype() -> torch.dtype:
+    """Return the dtype of step counts: float64 if that is the default dtype, else float32."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 def turns(groups: list[Group]) -> Iterator[list[tuple[Group, list[Tensor]]]]:
-    """Yield the groups with their parameters that have a gradient.
+    """Yield the groups that have gradients, each with the parameters that have one.
 
     Once; but a group that lists a parameter twice (torch warns of it) brings the second mention in a second turn.
     """
     todo = [(group, [param for param in group["params"] if param.grad is not None]) for group in groups]
     while todo := [(group, params) for group, params in todo if params]:
-        once = [(group, list(dict.fromkeys(params))) for group, params in todo]
-        yield once
-        todo = [
-            (group, repeated(params))
-            for (group, params), (_, distinct) in zip(todo, once, strict=True)
-            if len(distinct) < len(params)
-        ]
+        again = [(group, repeated(params)) for group, params in todo if len(set(map(id, params))) < len(params)]
+        yield [(group, list(dict.fromkeys(params))) for group, params in todo] if again else todo
+        todo = again
 
 
 def repeated(params: list[Tensor]) -> list[Tensor]:
@@ -271,9 +288,24 @@ def repeated(params: list[Tensor]) -> list[Tensor]:
     return [param for param in params if param in seen or seen.add(param)]  # type: ignore[func-returns-value]
 
 
-def next_count(count: Tensor) -> float:
-    """Return the step count plus one, as the count's dtype would have it."""
-    value: float = count.item()
+def split(columns: list[list[Any]]) -> list[Sequence[int]]:
+    """Return the indices of rows that are equal in every column, part by part."""
+    varying = [column for column in columns if column.count(column[0]) < len(column)]
+    if not varying:
+        return [range(len(columns[0]))]
+    parts: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, row in enumerate(zip(*varying, strict=True)):
+        parts[row].append(index)
+    return list(parts.values())
+
+
+def pick(column: list[T], indices: Sequence[int]) -> list[T]:
+    """Return the entries of `column` at `indices`."""
+    return column if len(indices) == len(column) else [column[index] for index in indices]
+
+
+def next_count(value: float, count: Tensor) -> float:
+    """Return a step count's value plus one, as the count's dtype would have it."""
     return value + 1 if value < LARGEST_COUNT else (count + 1).item()
 
 
@@ -288,9 +320,3 @@ def as_scalar(option: Any, differentiable: bool) -> Any:
 def as_number(coefficient: Any) -> Any:
     """Read a tensor coefficient."""
     return coefficient.item() if isinstance(coefficient, Tensor) else coefficient
-
-
-def as_real(tensors: list[Tensor]) -> list[Tensor]:
-    """View complex tensors as real ones, with a last dimension for real and imaginary part."""
-    return [torch.view_as_real(tensor) for tensor in tensors]
-

@@ -17,8 +17,8 @@ def rmsprop_rule(
     param: Tensor,
     grad: Tensor,
     square_avg: Tensor,
-    momentum_buffer: Tensor | None = None,
-    grad_avg: Tensor | None = None,
+    momentum_buffer: Tensor | None,
+    grad_avg: Tensor | None,
     *,
     lr: float,
     alpha: float,
@@ -141,9 +141,13 @@ class RMSprop(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
-        kept = {"square_avg": True, "momentum_buffer": group["momentum"] > 0, "grad_avg": group["centered"]}
-        return dict.fromkeys((name for name, keep in kept.items() if keep), torch.zeros_like)
+    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
+        zeros = torch.zeros_like
+        return {
+            "square_avg": zeros,
+            "momentum_buffer": zeros if group["momentum"] > 0 else None,
+            "grad_avg": zeros if group["centered"] else None,
+        }
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         return rmsprop_coefficients(group)

@@ -16,7 +16,7 @@ from reimpl.optim.optimizer import FIRST, Optimizer
 def sgd_rule(
     param: Tensor,
     grad: Tensor,
-    momentum_buffer: Tensor | None = None,
+    momentum_buffer: Tensor | None,
     *,
     lr: float,
     weight_decay: float,
@@ -39,6 +39,11 @@ def sgd_rule(
 def sgd_coefficients(group: dict[str, Any], step: float) -> dict[str, Any]:
     names = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
     return {name: group[name] for name in names} | {"first_step": step == FIRST}
+
+
+def like_gradient(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return torch.empty_like(param.grad)
 
 
 class SGD(Optimizer):
@@ -69,8 +74,8 @@ class SGD(Optimizer):
         momentum_buffer: $b$, of the gradient's shape and dtype; absent if `momentum` is 0.
 
     Raises:
-        ValueError: for an `lr` of several elements, a negative `lr`, `momentum` or `weight_decay`, or `nesterov` without
-            momentum or with dampening.
+        ValueError: for an `lr` of several elements, a negative `lr`, `momentum` or `weight_decay`, or `nesterov`
+            without momentum or with dampening.
         RuntimeError: for `fused=True`; from `step`, for a sparse gradient together with weight decay.
 
     Differs from the paper:
@@ -134,8 +139,8 @@ class SGD(Optimizer):
         super().__init__(params, defaults)
         check_fused("SGD", fused, foreach, differentiable)
 
-    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {"momentum_buffer": lambda param: torch.empty_like(param.grad)} if group["momentum"] != 0 else {}
+    def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
+        return {"momentum_buffer": like_gradient if group["momentum"] != 0 else None}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         return sgd_coefficients(group, step)

@@ -1,8 +1,8 @@
-"""How a rule runs: on each tensor, on lists of tensors, on sparse rows, or with a gradient of its own.
+"""How a rule runs: on each tensor, on lists of tensors, on sparse rows, or recorded by autograd.
 
 No engine knows an optimizer and no rule knows an engine. A rule is a function
-`rule(param, grad, *, state tensors by name, coefficients by name)` that changes its tensors in place; an engine takes a
-rule and a [`Batch`][reimpl.optim.engines.Batch] and decides what stands behind the word "tensor".
+`rule(param, grad, *state, **coefficients)` that changes its tensors in place; an engine takes a rule and a `Batch` and
+decides what stands behind the word "tensor".
 """
 
 from reimpl.optim.engines.batch import Batch, Engine, Rule

@@ -1,35 +1,48 @@
-"""What an engine is given: tensors that share a device, a dtype, their options and their step count."""
+"""What an engine is given: parameters that a rule may treat alike."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 Rule: TypeAlias = Callable[..., None]
-"""`rule(param, grad, **state, **coefficients)`: one update, in place."""
+"""`rule(param, grad, *state, **coefficients)`: one update, in place. Absent state is None."""
 
 
 class Batch(NamedTuple):
-    """Parameters that a rule may treat alike.
+    """Parameters of one group, with one step count and one dtype (for the foreach engine also one device).
 
     Attributes:
         params: the parameters.
         grads: their gradients, in the same order. An engine never changes them.
-        state: for each state tensor's name the tensors, in the same order.
+        state: a list like `params` for each state tensor that the rule takes, or None for one that is not kept.
         coefficients: the rule's scalars, computed once for the whole batch.
         maximize: whether to climb: the rule then sees the negated gradients.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
-    state: dict[str, list[Tensor]]
+    state: list[list[Tensor] | None]
     coefficients: dict[str, Any]
     maximize: bool
 
-    def each(self) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Yield parameter, gradient and state of one parameter after the other."""
-        for param, grad, *tensors in zip(self.params, self.grads, *self.state.values(), strict=True):
-            yield param, -grad if self.maximize else grad, dict(zip(self.state, tensors, strict=True))
+    def each(self) -> Iterator[tuple[Any, ...]]:
+        """Yield parameter, gradient and state tensors of one parameter after the other."""
+        grads: Iterable[Tensor] = map(torch.neg, self.grads) if self.maximize else self.grads
+        state = (repeat(None) if tensors is None else tensors for tensors in self.state)
+        return zip(self.params, grads, *state, strict=False)
+
+    def as_real(self) -> Batch:
+        """View complex tensors as real ones, with a last dimension for real and imaginary part."""
+        return self._replace(
+            params=[torch.view_as_real(param) for param in self.params],
+            grads=[torch.view_as_real(grad) for grad in self.grads],
+            state=[tensors and [torch.view_as_real(tensor) for tensor in tensors] for tensors in self.state],
+        )
 
 
 Engine: TypeAlias = Callable[[Rule, Batch], None]

@@ -14,15 +14,16 @@ from reimpl.optim.engines.operands import fold_scale
 def differentiable(rule: Rule, batch: Batch) -> None:
     """Run `rule` on each parameter out of place, then write parameters and state back once, inside the graph.
 
-    Gradients flow to the gradient, to the parameter and state before the step, and to every coefficient that is a tensor.
+    Gradients flow to the gradient, to parameter and state as they were before the step, and to coefficients that are
+    tensors.
     """
-    for param, grad, state in batch.each():
-        values = {name: Value(tensor) for name, tensor in state.items()}
+    for param, grad, *state in batch.each():
         new_param = Value(param)
-        rule(new_param, Value(grad), **values, **batch.coefficients)
-        for name, tensor in state.items():
-            tensor.copy_(values[name].tensor)
-        param.copy_(new_param.tensor)
+        new_state = [tensor if tensor is None else Value(tensor) for tensor in state]
+        rule(new_param, Value(grad), *new_state, **batch.coefficients)
+        for tensor, value in zip((param, *state), (new_param, *new_state), strict=True):
+            if value is not None:
+                tensor.copy_(value.tensor)
 
 
 class Value:
@@ -43,7 +44,10 @@ class Value:
 
         def method(*args: Any, **kwargs: Any) -> Value:
             args, kwargs = fold_scale(tuple(arg.tensor if isinstance(arg, Value) else arg for arg in args), kwargs)
-            result = args[0].clone() if name == "copy_" else getattr(self.tensor, name.removesuffix("_"))(*args, **kwargs)
+            if name == "copy_":
+                result = args[0].clone()
+            else:
+                result = getattr(self.tensor, name.removesuffix("_"))(*args, **kwargs)
             if not in_place:
                 return Value(result)
             self.tensor = result

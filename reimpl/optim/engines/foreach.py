@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from reimpl.optim.engines.operands import fold_scale
 
 
 def foreach(rule: Rule, batch: Batch) -> None:
-    """Run `rule` once, on [`TensorList`][reimpl.optim.engines.TensorList]s of the whole batch."""
+    """Run `rule` once, on a `TensorList` of parameters, one of gradients and one of each state tensor."""
     grads = TensorList(batch.grads)
     rule(
         TensorList(batch.params),
         -grads if batch.maximize else grads,
-        **{name: TensorList(tensors) for name, tensors in batch.state.items()},
+        *(tensors and TensorList(tensors) for tensors in batch.state),
         **batch.coefficients,
     )
 
@@ -58,13 +59,13 @@ class TensorList:
     def _call(self, name: str, *args: Any, **kwargs: Any) -> TensorList:
         args, kwargs = fold_scale(args, kwargs)
         function = getattr(torch, f"_foreach_{name}", None)
-        if function is None:
-            result = [
-                getattr(tensor, name)(*(arg.tensors[i] if isinstance(arg, TensorList) else arg for arg in args), **kwargs)
-                for i, tensor in enumerate(self.tensors)
-            ]
+        if function is not None:
+            args = tuple(arg.tensors if isinstance(arg, TensorList) else arg for arg in args)
+            result = function(self.tensors, *args, **kwargs)
         else:
-            result = function(self.tensors, *(arg.tensors if isinstance(arg, TensorList) else arg for arg in args), **kwargs)
+            columns = (arg.tensors if isinstance(arg, TensorList) else repeat(arg) for arg in args)
+            rows = zip(self.tensors, *columns, strict=False)
+            result = [getattr(tensor, name)(*row, **kwargs) for tensor, *row in rows]
         return self if name.endswith("_") else TensorList(result)
 
     def __neg__(self) -> TensorList:

@@ -6,11 +6,10 @@ operand instead: `x.addcdiv(a, b, value=c)` is `x.addcdiv(a * c, b)`, which is a
 kernels multiply.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 
-def fold_scale(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+def fold_scale(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return `args` and `kwargs` of a call without an `alpha=` or `value=` that is not a number."""
     for name in ("alpha", "value"):
         scale = kwargs.get(name, 1)

@@ -16,12 +16,12 @@ def rows(rule: Rule, batch: Batch) -> None:
 
     Repeated indices are summed first: a rule that is not linear in the gradient needs each row once.
     """
-    for param, grad, state in batch.each():
+    for param, grad, *state in batch.each():
         grad = grad.coalesce()
         rule(
             Rows(param, grad),
             grad._values(),
-            **{name: Rows(tensor, grad) for name, tensor in state.items()},
+            *(tensor if tensor is None else Rows(tensor, grad) for tensor in state),
             **batch.coefficients,
         )
 
