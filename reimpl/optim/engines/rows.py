@@ -45,7 +45,8 @@ class Rows:
 
     def add_(self, values: Tensor, *, alpha: float = 1) -> Rows:
         """Add `alpha * values` to the rows."""
-        self.dense.add_(torch.sparse_coo_tensor(self.sparse._indices(), values, self.sparse.size()), alpha=alpha)
+        indices, size = self.sparse._indices(), self.sparse.size()
+        self.dense.add_(torch.sparse_coo_tensor(indices, values, size, check_invariants=False), alpha=alpha)
         return self
 
     def addcmul_(self, first: Tensor, second: Tensor, *, value: float = 1) -> Rows:

@@ -1,0 +1,7 @@
+"""`python -m reimpl` is the command `reimpl`."""
+
+import sys
+
+from reimpl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,148 @@
+"""The command `reimpl`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import reimpl
+from reimpl.verify import SCENARIOS, Case, Progress, cases, verify
+from reimpl.verify.cases import DTYPES, OPTIMIZERS
+from reimpl.verify.report import print_report, to_html
+
+TRAININGS = [f"train.{name}" for name in OPTIMIZERS]
+SECTIONS = [f"optim.{name}" for name in OPTIMIZERS] + TRAININGS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: instead of the process's own.
+
+    Returns:
+        The exit status: 0 if every claim holds, 1 if one does not. A bad argument exits with 2.
+    """
+    parser = argparse.ArgumentParser("reimpl", description="PyTorch's optimizers, written to be read.")
+    parser.add_argument(
+        "--version", action="version", version=f"reimpl {reimpl.__version__}, torch {torch.__version__}"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_verify(commands.add_parser("verify", help="prove that the results are torch's", description=VERIFY))
+    options = parser.parse_args(arguments)
+    return run_verify(options, commands.choices["verify"])
+
+
+VERIFY = """Compare every optimizer with torch's, bit for bit: on a grid of options, dtypes, engines and scenarios, and on
+a network that learns to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad argument."""
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `reimpl verify`."""
+    parser.add_argument("what", nargs="*", metavar="SECTION", help="what to verify, as with --only (default: all)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SECTION",
+        help="such as optim, optim.SGD, train or train.Adam; see --list",
+    )
+    parser.add_argument(
+        "--dtype", action="append", choices=list(DTYPES), help="cases of this dtype only; may be repeated"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
+    parser.add_argument("--quick", action="store_true", help="a seventh of the cases, none of 1,000 steps")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the evidence: every case, versions, device, date"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
+    parser.add_argument("--list", action="store_true", help="list the sections and scenarios, and stop")
+
+
+def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Carry out `reimpl verify`."""
+    sections = select([*options.what, *options.only], parser)
+    device = check_device(options.device, parser)
+    for file in (options.json, options.html):
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"there is no folder {str(file.parent)!r} to write {file.name!r} into")
+    dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
+    chosen = [case for case in cases(options.quick) if case.section in sections and case.dtype in dtypes]
+    trainings = [name for name in TRAININGS if name in sections and torch.float32 in dtypes]
+    if options.list:
+        print_list(chosen, trainings)
+        return 0
+    if not chosen and not trainings:
+        parser.error("no case has this dtype in these sections")
+    totals = Counter(case.section for case in chosen) + Counter(trainings)
+    try:
+        with progress_bar(totals) as progress:
+            evidence = verify(chosen, [name.removeprefix("train.") for name in trainings], device, progress)
+        page = to_html(evidence) if options.html else ""
+    except ModuleNotFoundError as error:
+        parser.error(str(error))
+    if options.json:
+        options.json.write_text(json.dumps(evidence.to_json(), indent=1) + "\n", encoding="utf-8")
+    if options.html:
+        options.html.write_text(page, encoding="utf-8")
+    print_report(evidence)
+    return 0 if evidence.holds else 1
+
+
+def select(names: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Return the sections that the names mean: one of them, or all that it begins."""
+    chosen: list[str] = []
+    for name in names or ["optim", "train"]:
+        meant = [section for section in SECTIONS if section == name or section.startswith(f"{name}.")]
+        if not meant:
+            valid = ", ".join(["optim", "train", *SECTIONS])
+            parser.error(f"there is no section {name!r}; choose from {valid}")
+        chosen += meant
+    return chosen
+
+
+def check_device(name: str, parser: argparse.ArgumentParser) -> str:
+    """Refuse a device that is not here."""
+    valid = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in (*valid, *(["cuda"] if len(valid) > 1 else [])):
+        parser.error(f"there is no device {name!r} here; choose from {', '.join(valid)}")
+    return name
+
+
+def print_list(chosen: list[Case], trainings: list[str]) -> None:
+    """Print the sections with their number of cases, and the scenarios."""
+    for section, count in Counter(case.section for case in chosen).items():
+        print(f"{section:16} {count:6,} cases")
+    for section in trainings:
+        print(f"{section:16}        a network trained on handwritten digits")
+    print()
+    for scenario in SCENARIOS.values():
+        print(f"{scenario.name:16} {scenario.about}")
+
+
+@contextlib.contextmanager
+def progress_bar(totals: Counter[str]) -> Iterator[Progress]:
+    """Show a bar on standard error while the cases run; nothing if `rich` is not installed."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+    except ModuleNotFoundError:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=totals.total())
+        yield lambda section: bar.update(task, advance=1, description=section)
