@@ -86,7 +86,7 @@ class Adadelta(Optimizer):
     """
 
     rule = staticmethod(adadelta_rule)
-    capturable_on_xla = False
+    capturable_on_xla = ()
     options_of_later_versions = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 
     def __init__(

@@ -101,8 +101,10 @@ class Adam(Optimizer):
 
     Differs from torch:
         Complex parameters with L2 weight decay in the loop engine: torch adds the penalty in complex arithmetic and
-        rounds once more. With `differentiable=True` or `capturable=True` torch folds the step size into the
-        denominator; here the rule stays as it is.
+        rounds once more. With `differentiable=True` or `capturable=True` torch folds the step size into the denominator;
+        here the rule stays as it is. With `differentiable=True` it also computes the bias corrections in the step
+        count's float32; here they are Python floats. With tensor betas it computes the denominator of 0-dim float16 and
+        bfloat16 parameters in float32.
 
     Source:
         Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1; Reddi, Kale and Kumar, "On
@@ -111,6 +113,7 @@ class Adam(Optimizer):
     """
 
     rule = staticmethod(adam_rule)
+    capturable_on_xla = ("loop",)
     options_of_later_versions = {
         "amsgrad": False,
         "maximize": False,

@@ -66,8 +66,8 @@ class Optimizer(torch.optim.Optimizer):
     of sparse ones the rows that the gradient touches.
     """
 
-    capturable_on_xla: ClassVar[bool] = True
-    """Whether torch's for-loop accepts `capturable=True` on XLA devices."""
+    capturable_on_xla: ClassVar[tuple[str, ...]] = ("loop", "foreach")
+    """The engines with which torch accepts `capturable=True` on XLA devices."""
 
     options_of_later_versions: ClassVar[dict[str, Any]] = {}
     """Options that checkpoints of older torch versions lack, with the value that they had then."""
@@ -219,7 +219,9 @@ class Optimizer(torch.optim.Optimizer):
         if group["differentiable"] and any(count.requires_grad for count in counts):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if group.get("capturable") and not torch.compiler.is_compiling():
-            devices = _get_capturable_supported_devices(supports_xla=self.capturable_on_xla and not on_lists)
+            devices = _get_capturable_supported_devices(
+                supports_xla=("foreach" if on_lists else "loop") in self.capturable_on_xla
+            )
             for param, count in zip(params, counts, strict=True):
                 if param.device.type != count.device.type or param.device.type not in devices:
                     raise AssertionError(

@@ -87,7 +87,7 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
     if optimizer == "RMSprop":
         return list(grid(lr=[None, tensor_lr], alpha=[0.99, 0.9], momentum=[0, 0.9], centered=[False, True], **shared))
     if optimizer == "Adadelta":
-        return list(grid(lr=[None, 0.3, tensor_lr], rho=[0.9, 0.5], eps=[None, 1e-3], **shared))
+        return list(grid(lr=[None, 0.3, tensor_lr], rho=[0.9, 0.5], eps=[None, 1e-2], **shared))
     if optimizer == "Adam":
         found = grid(
             lr=[None, 0.1, tensor_lr],
@@ -116,7 +116,7 @@ def optimizer_cases(optimizer: str) -> Iterator[Case]:
         if engine == "foreach" and optimizer == "Adam" and has_tensor(options):
             continue  # torch refuses it, see the tests of errors
         if dtype == torch.float16 and optimizer != "SGD":
-            options = {**options, "eps": LOW_PRECISION_EPS}
+            options = {"eps": LOW_PRECISION_EPS, **options}
         names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
         if index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32):
             names.append("drift")

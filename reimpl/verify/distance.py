@@ -34,9 +34,11 @@ def ulp_distance(first: Tensor, second: Tensor) -> int:
     if not first.numel():
         return 0
     missing = torch.isnan(real_view(first)) != torch.isnan(real_view(second))
-    steps = (ordered(first) - ordered(second)).abs()
-    # The distance of two float64 can exceed int64; it then wraps to a negative number.
-    steps = torch.where(missing | (steps < 0), torch.iinfo(torch.int64).max, steps)
+    mine, theirs = ordered(first), ordered(second)
+    steps = (mine - theirs).abs()
+    # The distance of two float64 can exceed int64, and would wrap.
+    beyond = (mine.double() - theirs.double()).abs() > 2.0**62
+    steps = torch.where(missing | beyond, torch.iinfo(torch.int64).max, steps)
     return int(torch.where(torch.isnan(real_view(first)) & ~missing, 0, steps).max())
 
 

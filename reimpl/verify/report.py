@@ -28,7 +28,7 @@ TRAINING_COLUMNS = (
     "steps",
     "loss",
     "accuracy",
-    "torch's\naccuracy",
+    "torch's",
     "losses",
     "end",
     "torch →\nours",
@@ -36,13 +36,13 @@ TRAINING_COLUMNS = (
 )
 
 CASE_NOTE = """
-exact: every bit of parameters and state is torch's, after every step. close: the error is at most twice torch's; claimed
-only where torch's for-loop mixes complex and real arithmetic, or promotes 0-dim tensors. error: against a float64 run,
-relative to the tensor's largest value; the worst are those of float16 and bfloat16.
+exact: every bit of parameters and state is torch's, after every step. close: the error is at most twice torch's;
+claimed only where torch's for-loop mixes complex and real arithmetic, or promotes 0-dim tensors. error: against a
+float64 run, relative to the tensor's largest value; the worst are those of float16 and bfloat16.
 """
 TRAINING_NOTE = """
-The real run: a convolutional network on 1,797 handwritten digits, trained by both from one seed; accuracy on 360 held-out
-images. torch → ours: a checkpoint that torch wrote in mid-training, resumed by ours, comes to the same end.
+The real run: a convolutional network on 1,797 handwritten digits, trained by both from one seed; accuracy on 360
+held-out images. torch → ours: a checkpoint that torch wrote in mid-training, resumed by ours, comes to the same end.
 """
 
 
@@ -84,7 +84,7 @@ def training_rows(evidence: Evidence) -> list[tuple[str, ...]]:
 
 def same(holds: bool) -> str:
     """Say whether two things are equal."""
-    return "equal" if holds else "DIFFERENT"
+    return "equal" if holds else "DIFFER"
 
 
 def complaints(evidence: Evidence) -> list[str]:

@@ -18,8 +18,9 @@ def differentiable(rule: Rule, batch: Batch) -> None:
     tensors.
     """
     for param, grad, *state in batch.each():
-        new_param = Value(param)
-        new_state = [tensor if tensor is None else Value(tensor) for tensor in state]
+        # Clones, since autograd may have to look at the values of before when they have been overwritten.
+        new_param = Value(param.clone())
+        new_state = [tensor if tensor is None else Value(tensor.clone()) for tensor in state]
         rule(new_param, Value(grad), *new_state, **batch.coefficients)
         for tensor, value in zip((param, *state), (new_param, *new_state), strict=True):
             if value is not None:

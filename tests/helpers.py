@@ -1,0 +1,60 @@
+"""Pairs of optimizers, and comparisons of what they did."""
+
+import torch
+
+import reimpl.optim
+from reimpl.verify.distance import same_bits
+
+
+def pair(name):
+    """Return our class and torch's."""
+    return getattr(reimpl.optim, name), getattr(torch.optim, name)
+
+
+def parameters(dtype=torch.float32, shapes=((7, 3), (5,), ()), seed=1):
+    """Return fresh parameters, the same at each call."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def set_gradients(params, step, skip=()):
+    """Give each parameter the gradient of a step, the same at each call."""
+    generator = torch.Generator().manual_seed(100 + step)
+    for i, param in enumerate(params):
+        gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+        param.grad = None if i in skip else gradient
+
+
+def take_steps(optimizer, count, first=0, skip=()):
+    """Take steps with the gradients of `set_gradients`."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for step in range(first, first + count):
+        set_gradients(params, step, skip)
+        optimizer.step()
+    return optimizer
+
+
+def snapshot(optimizer):
+    """Return copies of parameters and state by name."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    found = {f"param[{i}]": param.detach().clone() for i, param in enumerate(params)}
+    for i, param in enumerate(params):
+        for key, value in optimizer.state.get(param, {}).items():
+            found[f"state[{i}].{key}"] = value.detach().clone()
+    return found
+
+
+def assert_same(first, second):
+    """Assert that two snapshots, or the optimizers that they are taken of, agree in every bit."""
+    first, second = (x if isinstance(x, dict) else snapshot(x) for x in (first, second))
+    assert list(first) == list(second)
+    for key, tensor in first.items():
+        assert same_bits(tensor, second[key]), key
+
+
+def outcome(action):
+    """Return the type and message of the exception that an action raises, or None and its result."""
+    try:
+        return None, action()
+    except Exception as error:
+        return type(error), str(error)

@@ -1,0 +1,149 @@
+"""Faults planted in a rule, and the instrument that has to catch each."""
+
+import pytest
+import torch
+
+import reimpl.optim
+from helpers import pair
+from reimpl.optim import adagrad, adam, rmsprop, sgd
+from reimpl.verify import cases, judge, train
+
+
+def faulty(base, change_coefficients=None, rule=None):
+    """Return a subclass with other coefficients or another rule."""
+
+    class Faulty(base):
+        def coefficients(self, group, step, param):
+            coefficients = super().coefficients(group, step, param)
+            if change_coefficients:
+                change_coefficients(coefficients, group, step)
+            return coefficients
+
+    if rule:
+        Faulty.rule = staticmethod(rule)
+    return Faulty
+
+
+def without_bias_correction(coefficients, group, step):
+    coefficients["bias_correction2_sqrt"] = 1.0
+
+
+def without_first_bias_correction(coefficients, group, step):
+    coefficients["step_size"] = group["lr"]
+
+
+def one_step_late(coefficients, group, step):
+    coefficients.update(adam.adam_coefficients(group, step + 1))
+
+
+def beta_off(coefficients, group, step):
+    coefficients["beta2"] += 1e-7
+
+
+def eps_moved(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, *, bias_correction2_sqrt, step_size, eps, **rest):
+    """As in the paper's more efficient form: eps is divided by the bias correction too."""
+    exp_avg.lerp_(grad, 1 - rest["beta1"])
+    exp_avg_sq.mul_(rest["beta2"]).addcmul_(grad, grad, value=1 - rest["beta2"])
+    denominator = exp_avg_sq.sqrt().add_(eps).div_(bias_correction2_sqrt)
+    param.addcdiv_(exp_avg, denominator, value=-step_size)
+
+
+def order_swapped(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, **coefficients):
+    """The same formula, with the mean's sum in the other order: m * beta1 + g * (1 - beta1)."""
+    updated = exp_avg * coefficients["beta1"] + grad * (1 - coefficients["beta1"])
+    adam.adam_rule(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, **coefficients)
+    exp_avg.copy_(updated)
+
+
+def eps_under_the_root(param, grad, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, **rest):
+    square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
+    param.addcdiv_(grad, square_avg.add(eps).sqrt_(), value=-lr)
+
+
+def dampened_first_step(param, grad, momentum_buffer, *, first_step, dampening, **rest):
+    if first_step and momentum_buffer is not None:
+        momentum_buffer.zero_()
+    sgd.sgd_rule(param, grad, momentum_buffer, first_step=False, dampening=dampening, **rest)
+
+
+def divided_before_adding(param, grad, sum, *, lr, weight_decay, eps):
+    param.addcdiv_(grad, sum.sqrt().add_(eps), value=-lr)
+    sum.addcmul_(grad, grad)
+
+
+class StateOutsideOfTheCheckpoint(reimpl.optim.RMSprop):
+    """Keeps its mean where `state_dict` does not see it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        hidden = {}
+
+        def rule(param, grad, square_avg, momentum_buffer, grad_avg, **coefficients):
+            kept = hidden.setdefault(id(param), torch.zeros_like(param))
+            rmsprop.rmsprop_rule(param, grad, kept, momentum_buffer, grad_avg, **coefficients)
+            square_avg.copy_(kept)
+
+        type(self).rule = staticmethod(rule)
+
+
+FAULTS = {
+    "dropped second bias correction": ("Adam", faulty(reimpl.optim.Adam, without_bias_correction)),
+    "dropped first bias correction": ("Adam", faulty(reimpl.optim.Adam, without_first_bias_correction)),
+    "step counted late": ("Adam", faulty(reimpl.optim.Adam, one_step_late)),
+    "beta off by 1e-7": ("Adam", faulty(reimpl.optim.Adam, beta_off)),
+    "moved eps": ("Adam", faulty(reimpl.optim.Adam, rule=eps_moved)),
+    "swapped order": ("Adam", faulty(reimpl.optim.Adam, rule=order_swapped)),
+    "eps under the root": ("RMSprop", faulty(reimpl.optim.RMSprop, rule=eps_under_the_root)),
+    "dampened first step": ("SGD", faulty(reimpl.optim.SGD, rule=dampened_first_step)),
+    "divided before adding": ("Adagrad", faulty(reimpl.optim.Adagrad, rule=divided_before_adding)),
+    "state not saved": ("RMSprop", StateOutsideOfTheCheckpoint),
+}
+
+
+def float32_cases(name):
+    """Return the float32 cases of the loop engine, but for the long ones."""
+    return [
+        case
+        for case in cases()
+        if case.optimizer == name
+        and case.engine == "loop"
+        and case.dtype == torch.float32
+        and case.scenario.name in ("shapes", "missing", "exchange")
+    ]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault):
+    name, cls = FAULTS[fault]
+    verdicts = [judge(cls, pair(name)[1], case) for case in float32_cases(name)]
+    caught = [verdict for verdict in verdicts if not verdict.holds]
+    assert caught
+    assert all(verdict.difference is not None for verdict in caught)
+
+
+def test_the_instrument_is_quiet_without_a_fault(name):
+    cls = faulty(pair(name)[0], lambda coefficients, group, step: None)
+    assert all(judge(cls, pair(name)[1], case).holds for case in float32_cases(name)[:20])
+
+
+def test_lost_state_is_seen_only_where_a_checkpoint_is_loaded():
+    _, cls = FAULTS["state not saved"]
+    plain = {case.scenario.name: case for case in float32_cases("RMSprop") if not case.options}
+    assert judge(cls, torch.optim.RMSprop, plain["shapes"]).holds
+    verdict = judge(cls, torch.optim.RMSprop, plain["exchange"])
+    assert not verdict.holds
+    assert verdict.difference.step == plain["exchange"].scenario.exchange + 1
+
+
+@pytest.mark.parametrize("fault", ["beta off by 1e-7", "moved eps", "state not saved"])
+def test_fault_is_caught_by_the_real_run(fault):
+    pytest.importorskip("sklearn")
+    name, cls = FAULTS[fault]
+    training = train(name, ours=cls)
+    assert not training.holds
+    assert training.learned, "the network learns all the same: accuracy would not have shown it"
+
+
+def test_rules_have_their_modules_names():
+    assert adagrad.Adagrad.rule is adagrad.adagrad_rule
+    assert adam.Adam.rule is adam.adam_rule

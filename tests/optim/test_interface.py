@@ -1,0 +1,172 @@
+"""Signature, defaults, repr and errors are torch's."""
+
+import inspect
+
+import pytest
+import torch
+
+from helpers import outcome, pair, parameters, set_gradients, snapshot, take_steps
+
+ONE, TWO = torch.tensor(0.1), torch.tensor([0.1, 0.2])
+
+BAD_ARGUMENTS = {
+    "SGD": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": "fast"},
+        {"momentum": -0.5},
+        {"weight_decay": -1},
+        {"nesterov": True},
+        {"nesterov": True, "momentum": 0.9, "dampening": 0.5},
+        {"lr": -1, "momentum": -1},
+        {"fused": True, "differentiable": True},
+        {"fused": True, "foreach": True},
+        {"betas": 0.9},
+    ],
+    "Adagrad": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": float("nan")},
+        {"lr_decay": -0.5},
+        {"weight_decay": -1},
+        {"initial_accumulator_value": -1},
+        {"eps": -1},
+        {"eps": float("nan")},
+        {"fused": True, "differentiable": True},
+        {"fused": True, "foreach": True},
+    ],
+    "RMSprop": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": float("nan")},
+        {"eps": -1},
+        {"momentum": -1.0},
+        {"weight_decay": -1},
+        {"alpha": -1},
+        {"fused": True},
+    ],
+    "Adadelta": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"rho": 1.1},
+        {"rho": -0.1},
+        {"eps": -1},
+        {"weight_decay": -1},
+        {"fused": True},
+    ],
+    "Adam": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": TWO, "foreach": True},
+        {"lr": ONE, "foreach": True},
+        {"eps": -1},
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"betas": (0.9,)},
+        {"betas": (0, 0.999)},
+        {"betas": (ONE, 0.9)},
+        {"betas": (0.9, ONE)},
+        {"betas": (ONE, ONE), "foreach": True},
+        {"betas": (TWO, ONE)},
+        {"weight_decay": -1},
+        {"fused": True, "differentiable": True},
+        {"fused": True, "foreach": True},
+    ],
+}
+
+
+def test_signature(name):
+    ours, theirs = (inspect.signature(cls.__init__).parameters for cls in pair(name))
+    assert list(ours) == list(theirs)
+    for argument, parameter in theirs.items():
+        assert ours[argument].default == parameter.default, argument
+        assert ours[argument].kind == parameter.kind, argument
+
+
+def test_defaults_and_repr(name):
+    ours, theirs = (cls(parameters()) for cls in pair(name))
+    assert list(ours.defaults.items()) == list(theirs.defaults.items())
+    assert repr(ours) == repr(theirs)
+
+
+def test_groups_and_named_parameters(name):
+    def groups():
+        first, second, third = parameters()
+        return [{"params": [("a", first)], "lr": 0.5}, {"params": [("b", second), ("c", third)]}]
+
+    ours, theirs = (cls(groups()) for cls in pair(name))
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(name, options, id=f"{name}-{options}") for name, many in BAD_ARGUMENTS.items() for options in many],
+)
+def test_bad_argument(name, options):
+    ours, theirs = (outcome(lambda cls=cls: cls(parameters(), **options)) for cls in pair(name))
+    assert ours[0] is not None
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [],
+        torch.ones(2),
+        {"params": []},
+        [3],
+        [torch.ones(2, requires_grad=True) * 2],
+        [{"lr": 1}],
+        [{"params": {1, 2}}],
+    ],
+    ids=["none", "a tensor", "a dict", "a number", "no leaf", "a group without", "a set"],
+)
+def test_bad_parameters(name, params):
+    ours, theirs = (outcome(lambda cls=cls: cls(params)) for cls in pair(name))
+    assert ours[0] is not None
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("fused_name", ["SGD", "Adagrad", "Adam"])
+def test_fused_is_refused(fused_name):
+    ours, _ = pair(fused_name)
+    with pytest.raises(RuntimeError, match=f"`fused=True` is not implemented for reimpl.optim.{fused_name} yet"):
+        ours(parameters(), fused=True)
+    optimizer = take_steps(ours(parameters(), lr=0.1), 1)
+    optimizer.param_groups[0]["fused"] = True
+    before = snapshot(optimizer)
+    set_gradients(optimizer.param_groups[0]["params"], 1)
+    with pytest.raises(RuntimeError, match="`fused=True` is not implemented"):
+        optimizer.step()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in snapshot(optimizer).items())
+
+
+@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+def test_capturable_needs_an_accelerator(capturable_name, foreach):
+    def step(cls):
+        take_steps(cls(parameters(), capturable=True, foreach=foreach), 1)
+
+    ours, theirs = (outcome(lambda cls=cls: step(cls)) for cls in pair(capturable_name))
+    assert ours[0] is AssertionError
+    assert ours == theirs
+
+
+def test_tensor_lr_that_comes_later_is_refused_by_foreach_adam():
+    def step(cls):
+        optimizer = cls(parameters(), foreach=True)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+        take_steps(optimizer, 1)
+
+    ours, theirs = (outcome(lambda cls=cls: step(cls)) for cls in pair("Adam"))
+    assert ours[0] is RuntimeError
+    assert ours == theirs
+
+
+def test_differentiable_foreach(name):
+    def step(cls):
+        take_steps(cls([param.clone() for param in parameters()], differentiable=True, foreach=True), 1)
+
+    ours, theirs = (outcome(lambda cls=cls: step(cls)) for cls in pair(name))
+    assert ours == theirs
