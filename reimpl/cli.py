@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 VERIFY = """Compare every optimizer with torch's, bit for bit: on a grid of options, dtypes, engines and scenarios,
-and on a network that learns to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad argument."""
+and on a network that learns to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad
+argument."""
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

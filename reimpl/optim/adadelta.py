@@ -18,7 +18,6 @@ def adadelta_rule(
     grad: Tensor,
     square_avg: Tensor,
     acc_delta: Tensor,
-    *,
     lr: float,
     rho: float,
     eps: float,

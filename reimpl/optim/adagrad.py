@@ -17,7 +17,6 @@ def adagrad_rule(
     param: Tensor,
     grad: Tensor,
     sum: Tensor,
-    *,
     lr: float,
     weight_decay: float,
     eps: float,

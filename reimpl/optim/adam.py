@@ -19,7 +19,6 @@ def adam_rule(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
-    *,
     decay: float | None,
     weight_decay: float,
     beta1: float,
@@ -101,10 +100,10 @@ class Adam(Optimizer):
 
     Differs from torch:
         Complex parameters with L2 weight decay in the loop engine: torch adds the penalty in complex arithmetic and
-        rounds once more. With `differentiable=True` or `capturable=True` torch folds the step size into the denominator;
-        here the rule stays as it is. With `differentiable=True` it also computes the bias corrections in the step
-        count's float32; here they are Python floats. With tensor betas it computes the denominator of 0-dim float16 and
-        bfloat16 parameters in float32.
+        rounds once more. With `differentiable=True` or `capturable=True` torch folds the step size into the
+        denominator; here the rule stays as it is. With `differentiable=True` it also computes the bias corrections in
+        the step count's float32; here they are Python floats. With tensor betas it computes the denominator of 0-dim
+        float16 and bfloat16 parameters in float32.
 
     Source:
         Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1; Reddi, Kale and Kumar, "On

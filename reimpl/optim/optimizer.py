@@ -54,7 +54,10 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[Rule]
-    """The update of one parameter: `rule(param, grad, *state, **coefficients)`, in place; a `staticmethod`."""
+    """The update of one parameter: `rule(param, grad, *state, **coefficients)`, in place; a `staticmethod`.
+
+    Coefficients that it takes by position are passed fastest.
+    """
 
     counts_steps: ClassVar[bool] = True
     """Whether each parameter's state holds a `step` count. If not, `coefficients` is told `FIRST` or `LATER`."""

@@ -19,7 +19,6 @@ def rmsprop_rule(
     square_avg: Tensor,
     momentum_buffer: Tensor | None,
     grad_avg: Tensor | None,
-    *,
     lr: float,
     alpha: float,
     eps: float,

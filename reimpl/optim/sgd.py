@@ -17,7 +17,6 @@ def sgd_rule(
     param: Tensor,
     grad: Tensor,
     momentum_buffer: Tensor | None,
-    *,
     lr: float,
     weight_decay: float,
     momentum: float,

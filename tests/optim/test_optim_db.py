@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -18,10 +19,6 @@ with warnings.catch_warnings():
 
 INFOS = {info.optim_cls.__name__: info for info in optim_db if info.optim_cls.__name__ in OPTIMIZERS}
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def device_of(optimizer):
-    return optimizer.param_groups[0]["params"][0].device
 
 
 def run(cls, options, foreach, dtype, device):
@@ -73,8 +70,7 @@ def test_erroneous_inputs(name):
         params = given.params if given.params is not None else [torch.randn(1, 1, requires_grad=True)]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = outcome(lambda: ours(copy.deepcopy(params), **given.kwargs))
-            expected = outcome(lambda: theirs(copy.deepcopy(params), **given.kwargs))
+            found, expected = (outcome(partial(cls, copy.deepcopy(params), **given.kwargs)) for cls in (ours, theirs))
         assert found == expected
         assert found[0] is wrong.error_type
         assert re.search(wrong.error_regex, found[1])

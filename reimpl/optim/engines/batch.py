@@ -30,11 +30,14 @@ class Batch(NamedTuple):
     coefficients: dict[str, Any]
     maximize: bool
 
+    def columns(self) -> list[Iterable[Any]]:
+        """Return parameters, gradients and each state tensor, as the rule takes them."""
+        grads: Iterable[Tensor] = map(torch.neg, self.grads) if self.maximize else self.grads
+        return [self.params, grads, *(repeat(None) if tensors is None else tensors for tensors in self.state)]
+
     def each(self) -> Iterator[tuple[Any, ...]]:
         """Yield parameter, gradient and state tensors of one parameter after the other."""
-        grads: Iterable[Tensor] = map(torch.neg, self.grads) if self.maximize else self.grads
-        state = (repeat(None) if tensors is None else tensors for tensors in self.state)
-        return zip(self.params, grads, *state, strict=False)
+        return zip(*self.columns(), strict=False)
 
     def as_real(self) -> Batch:
         """View complex tensors as real ones, with a last dimension for real and imaginary part."""

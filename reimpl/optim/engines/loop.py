@@ -1,14 +1,27 @@
 """The loop engine: the rule on each tensor, as it stands."""
 
+import inspect
 from collections import deque
-from functools import partial
-from itertools import starmap
+from functools import cache, partial
+from itertools import repeat
 
 from reimpl.optim.engines.batch import Batch, Rule
 
 
 def loop(rule: Rule, batch: Batch) -> None:
-    """Run `rule` on one parameter after the other."""
-    # As `for tensors in batch.each(): rule(*tensors, **batch.coefficients)`, without its bytecode for each parameter,
-    # which costs a tenth of SGD's step on a thousand small tensors.
-    deque(starmap(partial(rule, **batch.coefficients), batch.each()), maxlen=0)
+    """Run `rule` on one parameter after the other.
+
+    As `for tensors in batch.each(): rule(*tensors, **batch.coefficients)`, with coefficients by position and without a
+    line of bytecode for each parameter: on a thousand small tensors that saves a sixth of SGD's step.
+    """
+    by_position = positional(rule)[2 + len(batch.state) :]
+    by_name = {name: value for name, value in batch.coefficients.items() if name not in by_position}
+    update = partial(rule, **by_name) if by_name else rule
+    constants = (repeat(batch.coefficients[name]) for name in by_position)
+    deque(map(update, *batch.columns(), *constants), maxlen=0)
+
+
+@cache
+def positional(rule: Rule) -> list[str]:
+    """Return the names of the arguments that a rule takes by position."""
+    return inspect.getfullargspec(rule).args

@@ -1,0 +1,54 @@
+# The environment is made on first use. On another Python or torch: make verify PYTHON=python3.12 TORCH=torch==2.11.0
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+export NO_MKDOCS_2_WARNING := 1
+export DISABLE_MKDOCS_2_WARNING := true
+
+.DEFAULT_GOAL := help
+.PHONY: help verify test lint types docs serve bench format clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+verify: $(VENV)/.cli ## prove that every optimizer gives torch's bits; ARGS="--quick --html report.html"
+	$(BIN)/reimpl verify $(ARGS)
+
+test: $(VENV)/.test ## run the tests; ARGS="-k sgd"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## check the types of reimpl/
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+serve: $(VENV)/.docs ## build the documentation and show it on localhost
+	$(BIN)/mkdocs serve --strict
+
+bench: $(VENV)/.cli ## time each engine's step beside torch's; ARGS="--json times.json"
+	$(BIN)/python benchmarks/optim_step.py $(ARGS)
+
+format: $(VENV)/.dev ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove what the other commands made, the environment included
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "reimpl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One mark for each of the package's extras: .cli, .test, .docs, .dev
+$(VENV)/.%: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[$*]"
+	@touch $@

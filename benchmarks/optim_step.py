@@ -1,0 +1,125 @@
+"""Time a step of each engine beside torch's, in one run, alternating.
+
+    python benchmarks/optim_step.py [--device cuda] [--rounds 9] [--json FILE]
+
+The machines that this runs on are noisy; the ratio of two medians from the same minute is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import reimpl.optim
+from reimpl.verify.report import print_table
+from reimpl.verify.runner import environment
+
+Shape = tuple[int, ...]
+
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9}),
+    ("Adagrad", {}),
+    ("RMSprop", {}),
+    ("Adadelta", {}),
+    ("Adam", {}),
+]
+COLUMNS = ("workload", "optimizer", "engine", "ours, ms", "torch, ms", "ratio")
+NOTE = "Medians of alternating rounds, each of as many steps as take 20 ms or more; ratio: ours divided by torch's."
+ROUND_SECONDS = 0.02
+
+
+def resnet50() -> Iterator[Shape]:
+    """Yield the shapes of ResNet-50's 161 parameters."""
+    yield from ((64, 3, 7, 7), (64,), (64,))
+    channels = 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            for shape in ((width, channels, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                yield from (shape, shape[:1], shape[:1])
+            if block == 0:
+                yield from ((4 * width, channels, 1, 1), (4 * width,), (4 * width,))
+            channels = 4 * width
+    yield from ((1000, 2048), (1000,))
+
+
+WORKLOADS: dict[str, list[Shape]] = {"ResNet-50": list(resnet50()), "1,000 small": [(1000,)] * 1000}
+
+
+def prepare(module: Any, name: str, options: dict[str, Any], shapes: list[Shape], device: str) -> Callable[[], None]:
+    """Return the step of an optimizer whose state is there."""
+    params = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer = getattr(module, name)(params, **options)
+    for _ in range(2):
+        optimizer.step()
+    step: Callable[[], None] = optimizer.step
+    return step
+
+
+def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
+    """Return the time of one step."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    wait()
+    return (time.perf_counter() - started) / repeats
+
+
+def compare(steps: list[Callable[[], None]], rounds: int, device: str) -> list[float]:
+    """Return the median time of each step, measured in turn."""
+    repeats = max(1, round(ROUND_SECONDS / seconds(steps[-1], 2, device)))
+    times: list[list[float]] = [[] for _ in steps]
+    for number in range(rounds):
+        order = range(len(steps)) if number % 2 else reversed(range(len(steps)))
+        for index in order:
+            times[index].append(seconds(steps[index], repeats, device))
+    return [statistics.median(found) for found in times]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    found = []
+    for workload, shapes in WORKLOADS.items():
+        for name, options in OPTIMIZERS:
+            for engine in ("loop", "foreach"):
+                chosen = {**options, "foreach": engine == "foreach"}
+                steps = [prepare(m, name, chosen, shapes, arguments.device) for m in (reimpl.optim, torch.optim)]
+                ours, theirs = compare(steps, arguments.rounds, arguments.device)
+                label = f"{name} with momentum" if options else name
+                found.append(
+                    {"workload": workload, "optimizer": label, "engine": engine, "ours": ours, "torch": theirs}
+                )
+    rows = [
+        (
+            str(row["workload"]),
+            str(row["optimizer"]),
+            str(row["engine"]),
+            f"{1e3 * row['ours']:.2f}",
+            f"{1e3 * row['torch']:.2f}",
+            f"{row['ours'] / row['torch']:.2f}",
+        )
+        for row in found
+    ]
+    print_table(COLUMNS, rows, NOTE)
+    if arguments.json:
+        evidence = {"environment": environment(arguments.device), "rounds": arguments.rounds, "steps": found}
+        arguments.json.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
