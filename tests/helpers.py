@@ -5,6 +5,15 @@ import torch
 import reimpl.optim
 from reimpl.verify.distance import same_bits
 
+OPTIONS = {
+    "SGD": {"momentum": 0.9, "weight_decay": 0.1},
+    "Adagrad": {"lr_decay": 0.1, "weight_decay": 0.1},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "Adadelta": {"weight_decay": 0.1},
+    "Adam": {"amsgrad": True, "weight_decay": 0.1},
+}
+"""For each optimizer, options under which it keeps all of its state and uses all of its rule."""
+
 
 def pair(name):
     """Return our class and torch's."""

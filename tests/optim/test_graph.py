@@ -1,10 +1,13 @@
 """Steps inside graphs: `torch.compile` on every machine, CUDA graphs and `capturable` where there is a GPU."""
 
+import sys
+
 import pytest
 import torch
-from test_step import OPTIONS
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import pair, parameters, set_gradients, snapshot, take_steps
+import reimpl.optim.optimizer
+from helpers import OPTIONS, pair, parameters, set_gradients, snapshot, take_steps
 from reimpl.verify.distance import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own modules
@@ -42,6 +45,70 @@ def test_compiled_complex_sgd(foreach):
         set_gradients(optimizer.param_groups[0]["params"], step)
         compiled()
     assert_close(snapshot(optimizer), snapshot(eager), 1e-6)
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Raises where a tensor's value is read back to the host, which no graph can hold."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a value is read back to the host"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def capturable_on_the_host(monkeypatch):
+    """Let the host pass for an accelerator, so that `capturable=True` runs without one."""
+    modules = [sys.modules[cls.__module__] for cls in (torch.optim.RMSprop, torch.optim.Adadelta, torch.optim.Adam)]
+    for module in (*modules, reimpl.optim.optimizer):
+        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda supports_xla=True: ["cpu"])
+
+
+TENSOR_OPTIONS = {
+    "floats": lambda: {"lr": 0.01},
+    "tensor lr": lambda: {"lr": torch.tensor(0.01)},
+    "tensor lr and betas": lambda: {"lr": torch.tensor(0.01), "betas": (torch.tensor([0.8]), torch.tensor(0.95))},
+}
+
+
+@pytest.mark.usefixtures("capturable_on_the_host")
+@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("kind", TENSOR_OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_capturable_on_the_host(capturable_name, foreach, kind, dtype):
+    """The error against float64 is at most twice that of torch's own capturable step."""
+    if kind == "tensor lr and betas" and capturable_name != "Adam":
+        return
+    ours, theirs = pair(capturable_name)
+
+    def run(cls, dtype=dtype, **more):
+        options = {**OPTIONS[capturable_name], **TENSOR_OPTIONS[kind](), **more}
+        return snapshot(take_steps(cls(parameters(dtype), **options), 6))
+
+    mine, reference = (run(cls, capturable=True, foreach=foreach) for cls in (ours, theirs))
+    truth = run(theirs, dtype=torch.complex128 if dtype.is_complex else torch.float64)
+    assert list(mine) == list(reference) == list(truth)
+    for key, tensor in truth.items():
+        assert mine[key].dtype == reference[key].dtype
+        assert relative_error(mine[key], tensor) <= 2 * relative_error(reference[key], tensor) + 1e-7, key
+
+
+@pytest.mark.usefixtures("capturable_on_the_host")
+@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+def test_capturable_reads_nothing_back(capturable_name, foreach):
+    lr = torch.tensor(0.01)
+    options = {**OPTIONS[capturable_name], "lr": lr, "capturable": True, "foreach": foreach}
+    optimizer = take_steps(pair(capturable_name)[0](parameters(), **options), 1)
+    set_gradients(optimizer.param_groups[0]["params"], 1)
+    with NothingIsRead():
+        optimizer.step()
+
+
+@pytest.mark.usefixtures("capturable_on_the_host")
+def test_reading_back_is_noticed():
+    optimizer = take_steps(pair("Adam")[0](parameters()), 1)
+    set_gradients(optimizer.param_groups[0]["params"], 1)
+    with pytest.raises(AssertionError, match="read back to the host"), NothingIsRead():
+        optimizer.step()
 
 
 def on_cuda(cls, lr, **options):

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from test_step import OPTIONS
 
-from helpers import assert_same, pair, parameters, take_steps
+from helpers import OPTIONS, assert_same, pair, parameters, take_steps
 
 
 def embed(cls, steps=5, **options):

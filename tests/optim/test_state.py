@@ -6,9 +6,8 @@ import pickle
 
 import pytest
 import torch
-from test_step import OPTIONS
 
-from helpers import assert_same, pair, parameters, snapshot, take_steps
+from helpers import OPTIONS, assert_same, pair, parameters, snapshot, take_steps
 
 DIRECTIONS = {"torch to ours": (1, 0), "ours to torch": (0, 1), "ours to ours": (0, 0)}
 

@@ -6,15 +6,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from helpers import assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
-
-OPTIONS = {
-    "SGD": {"momentum": 0.9, "weight_decay": 0.1},
-    "Adagrad": {"lr_decay": 0.1, "weight_decay": 0.1},
-    "RMSprop": {"momentum": 0.9, "centered": True},
-    "Adadelta": {"weight_decay": 0.1},
-    "Adam": {"amsgrad": True, "weight_decay": 0.1},
-}
+from helpers import OPTIONS, assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
 
 
 def both(name, foreach, act, **more):
