@@ -1,4 +1,4 @@
-"""What the README shows is what the package holds."""
+"""What README and design show is what the package holds."""
 
 import inspect
 import re
@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 import reimpl.optim
+from reimpl.optim.adadelta import adadelta_rule
 from reimpl.optim.adam import adam_rule
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def statements(function):
@@ -22,6 +24,12 @@ def statements(function):
 def test_adam_is_shown_as_it_runs():
     shown = re.findall(r"^\| .* \| `(.*)` \|$", README, re.M)
     assert shown == statements(adam_rule)
+
+
+def test_design_shows_adadelta_as_it_runs():
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    shown = design.partition("def adadelta_rule(")[2].partition("```")[0].splitlines()[1:]
+    assert [line.strip() for line in shown if not line.strip().startswith("if ")] == statements(adadelta_rule)
 
 
 def test_torchs_adam_is_as_long_as_it_says():

@@ -28,4 +28,7 @@ def check_fused(name: str, fused: bool | None, foreach: bool | None, differentia
 
 def no_fused_engine(name: str) -> str:
     """Return what to tell whoever asks for `fused=True`."""
-    return f"`fused=True` is not implemented for reimpl.optim.{name} yet; use foreach=True or leave both unset"
+    return (
+        f"`fused=True` is not implemented for reimpl.optim.{name} yet; leave `fused` unset, "
+        "and set it to None in the parameter groups of a loaded checkpoint"
+    )
