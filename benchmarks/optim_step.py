@@ -53,11 +53,16 @@ def resnet50() -> Iterator[Shape]:
 WORKLOADS: dict[str, list[Shape]] = {"ResNet-50": list(resnet50()), "1,000 small": [(1000,)] * 1000}
 
 
-def prepare(module: Any, name: str, options: dict[str, Any], shapes: list[Shape], device: str) -> Callable[[], None]:
-    """Return the step of an optimizer whose state is there."""
+def parameters(shapes: list[Shape], device: str) -> list[torch.Tensor]:
+    """Return parameters with gradients; both sides update the same ones, since where memory lies changes the time."""
     params = [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
     for param in params:
         param.grad = torch.randn_like(param)
+    return params
+
+
+def prepare(module: Any, name: str, options: dict[str, Any], params: list[torch.Tensor]) -> Callable[[], None]:
+    """Return the step of an optimizer whose state is there."""
     optimizer = getattr(module, name)(params, **options)
     for _ in range(2):
         optimizer.step()
@@ -95,10 +100,11 @@ def main() -> None:
     arguments = parser.parse_args()
     found = []
     for workload, shapes in WORKLOADS.items():
+        params = parameters(shapes, arguments.device)
         for name, options in OPTIMIZERS:
             for engine in ("loop", "foreach"):
                 chosen = {**options, "foreach": engine == "foreach"}
-                steps = [prepare(m, name, chosen, shapes, arguments.device) for m in (reimpl.optim, torch.optim)]
+                steps = [prepare(module, name, chosen, params) for module in (reimpl.optim, torch.optim)]
                 ours, theirs = compare(steps, arguments.rounds, arguments.device)
                 label = f"{name} with momentum" if options else name
                 found.append(

@@ -23,6 +23,7 @@ def adadelta_rule(
     eps: float,
     weight_decay: float,
 ) -> None:
+    """Update `param` once: `square_avg` is v, `acc_delta` is u."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     square_avg.mul_(rho).addcmul_(grad, grad, value=1 - rho)
@@ -34,6 +35,7 @@ def adadelta_rule(
 
 
 def adadelta_coefficients(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule's coefficients: the options as they are."""
     return {name: group[name] for name in ("lr", "rho", "eps", "weight_decay")}
 
 

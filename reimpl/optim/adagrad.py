@@ -21,6 +21,7 @@ def adagrad_rule(
     weight_decay: float,
     eps: float,
 ) -> None:
+    """Update `param` once: `sum` is s, `lr` the decayed learning rate."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     sum.addcmul_(grad, grad)
@@ -28,6 +29,7 @@ def adagrad_rule(
 
 
 def adagrad_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
+    """Return the rule's coefficients in the `step`-th update."""
     lr = group["lr"] / (1 + (step - 1) * group["lr_decay"])
     return {"lr": lr, "weight_decay": group["weight_decay"], "eps": group["eps"]}
 

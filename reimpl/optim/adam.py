@@ -27,6 +27,7 @@ def adam_rule(
     eps: float,
     step_size: float,
 ) -> None:
+    """Update `param` once: `exp_avg` is m, `exp_avg_sq` is v, `max_exp_avg_sq` the largest v so far (AMSGrad) or None."""
     if decay is not None:
         param.mul_(decay)
     elif weight_decay != 0:
@@ -40,6 +41,7 @@ def adam_rule(
 
 
 def adam_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
+    """Return the rule's coefficients in the `step`-th update: `decay` is None unless decoupled."""
     lr, weight_decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
     return {
         "decay": 1 - lr * weight_decay if group["decoupled_weight_decay"] and weight_decay != 0 else None,

@@ -25,6 +25,7 @@ def rmsprop_rule(
     weight_decay: float,
     momentum: float,
 ) -> None:
+    """Update `param` once: `square_avg` is v, `momentum_buffer` is b or None, `grad_avg` the mean (centered) or None."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
@@ -41,6 +42,7 @@ def rmsprop_rule(
 
 
 def rmsprop_coefficients(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule's coefficients: the options as they are."""
     return {name: group[name] for name in ("lr", "alpha", "eps", "weight_decay", "momentum")}
 
 

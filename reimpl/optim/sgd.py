@@ -24,6 +24,7 @@ def sgd_rule(
     nesterov: bool,
     first_step: bool,
 ) -> None:
+    """Update `param` once: `momentum_buffer` is b, None without momentum."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     if momentum_buffer is not None:
@@ -36,11 +37,13 @@ def sgd_rule(
 
 
 def sgd_coefficients(group: dict[str, Any], step: float) -> dict[str, Any]:
+    """Return the rule's coefficients: the options as they are, and whether this is the first update."""
     names = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
     return {name: group[name] for name in names} | {"first_step": step == FIRST}
 
 
 def like_gradient(param: Tensor) -> Tensor:
+    """Return a buffer for the first gradient, in its dtype and memory format."""
     assert param.grad is not None
     return torch.empty_like(param.grad)
 
