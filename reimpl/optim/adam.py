@@ -27,7 +27,7 @@ def adam_rule(
     eps: float,
     step_size: float,
 ) -> None:
-    """Update `param` once: `exp_avg` is m, `exp_avg_sq` is v, `max_exp_avg_sq` the largest v so far (AMSGrad) or None."""
+    """Update `param` once: `exp_avg` is m, `exp_avg_sq` is v, `max_exp_avg_sq` the largest v (AMSGrad) or None."""
     if decay is not None:
         param.mul_(decay)
     elif weight_decay != 0:

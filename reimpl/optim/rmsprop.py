@@ -25,7 +25,7 @@ def rmsprop_rule(
     weight_decay: float,
     momentum: float,
 ) -> None:
-    """Update `param` once: `square_avg` is v, `momentum_buffer` is b or None, `grad_avg` the mean (centered) or None."""
+    """Update `param` once: `square_avg` is v, `momentum_buffer` is b or None, `grad_avg` is the mean or None."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
