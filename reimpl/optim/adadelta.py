@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_tensor_lr, require
-from reimpl.optim.optimizer import Optimizer
+from reimpl.optim.optimizer import RuleOptimizer
 
 
 def adadelta_rule(
@@ -39,7 +39,7 @@ def adadelta_coefficients(group: dict[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in ("lr", "rho", "eps", "weight_decay")}
 
 
-class Adadelta(Optimizer):
+class Adadelta(RuleOptimizer):
     r"""Adadelta: an update with the parameter's own unit.
 
     $$
@@ -87,6 +87,7 @@ class Adadelta(Optimizer):
     """
 
     rule = staticmethod(adadelta_rule)
+    reads_steps = False
     capturable_on_xla = ()
     options_of_later_versions = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_fused, check_tensor_lr, require
-from reimpl.optim.optimizer import Optimizer
+from reimpl.optim.optimizer import RuleOptimizer
 
 
 def adagrad_rule(
@@ -34,7 +34,7 @@ def adagrad_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
     return {"lr": lr, "weight_decay": group["weight_decay"], "eps": group["eps"]}
 
 
-class Adagrad(Optimizer):
+class Adagrad(RuleOptimizer):
     r"""Adagrad: a learning rate for each coordinate, smaller the more gradient it has seen.
 
     $$

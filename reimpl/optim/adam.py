@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_fused, check_tensor_lr, require
-from reimpl.optim.optimizer import Optimizer
+from reimpl.optim.optimizer import RuleOptimizer
 
 
 def adam_rule(
@@ -54,7 +54,7 @@ def adam_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
     }
 
 
-class Adam(Optimizer):
+class Adam(RuleOptimizer):
     r"""Adam, with AMSGrad and decoupled weight decay (AdamW) as options.
 
     $$
@@ -162,7 +162,7 @@ class Adam(Optimizer):
                 require(beta.numel() == 1, f"Tensor betas[{index}] must be 1-element")
         defaults = {
             "lr": lr,
-            "betas": tuple(beta.squeeze() if isinstance(beta, Tensor) else beta for beta in betas),
+            "betas": tuple(beta.squeeze() if isinstance(beta, Tensor) and beta.dim() else beta for beta in betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -182,7 +182,7 @@ class Adam(Optimizer):
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         coefficients = adam_coefficients(group, step)
-        if isinstance(coefficients["beta1"], Tensor):  # `lerp_` takes a weight of the parameter's dtype only
+        if not isinstance(coefficients["beta1"], float):  # `lerp_` takes a weight of the parameter's dtype only
             coefficients["beta1"] = coefficients["beta1"].to(param)
         return coefficients
 
@@ -194,6 +194,9 @@ class Adam(Optimizer):
         super().check_group(group)
         if group["foreach"] and not group["capturable"] and isinstance(group["lr"], Tensor):
             raise RuntimeError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        for index, beta in enumerate(group["betas"], start=1):
+            if group["foreach"] and not group["capturable"] and isinstance(beta, Tensor):
+                raise ValueError(f"beta{index} as a Tensor is not supported for capturable=False and foreach=True")
 
     def check_sparse(self, group: dict[str, Any], param: Tensor) -> None:
         raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")

@@ -20,9 +20,6 @@ from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable
 FIRST, LATER = 1.0, 2.0
 """The step that a rule without a step count is told: a parameter's first update, or a later one."""
 
-LARGEST_COUNT = 2.0**24
-"""From here on a float32 count plus one has to be computed in float32, where it stands still."""
-
 Group = dict[str, Any]
 State = dict[str, Any]
 T = TypeVar("T")
@@ -41,7 +38,7 @@ class Plan(NamedTuple):
     """The engines to run, each on one batch."""
 
 
-class Optimizer(torch.optim.Optimizer):
+class RuleOptimizer(torch.optim.Optimizer):
     """An optimizer made of a rule and its coefficients.
 
     A subclass gives `rule`, `coefficients` and `new_state`; everything else is here or in an engine. It takes the
@@ -61,6 +58,9 @@ class Optimizer(torch.optim.Optimizer):
 
     counts_steps: ClassVar[bool] = True
     """Whether each parameter's state holds a `step` count. If not, `coefficients` is told `FIRST` or `LATER`."""
+
+    reads_steps: ClassVar[bool] = True
+    """Whether `coefficients` needs the step count. If not, it is told `FIRST` or `LATER`, and the count is not read."""
 
     linear: ClassVar[bool] = False
     """Whether the rule is linear in parameter, gradient and state.
@@ -96,20 +96,25 @@ class Optimizer(torch.optim.Optimizer):
 
     def check_group(self, group: Group) -> None:
         """Raise what torch's step raises for the options of a group that has gradients."""
-        if group.get("fused"):
+        if "fused" in self.defaults and group["fused"]:
             raise RuntimeError(no_fused_engine(type(self).__name__))
         if group["foreach"] and group["differentiable"] and not self.linear:
             raise AssertionError("_foreach ops don't support autograd")
-        if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
+        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
+        if "fused" in self.defaults and scaled:
             raise AssertionError("Expected grad_scale and found_inf to be None")
 
     def check_sparse(self, group: Group, param: Tensor) -> None:
         """Raise if the rule cannot take `param`'s gradient, which is sparse. By default no rule can."""
         raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
+    def is_capturable(self, group: Group) -> bool:
+        """Return whether a graph may capture the group's step, so that nothing may be read back to the host."""
+        return "capturable" in self.defaults and bool(group["capturable"])
+
     def chooses_foreach(self, group: Group, params: list[Tensor]) -> bool:
         """Return whether the foreach engine updates these parameters: by the group's options, else as torch decides."""
-        if group["foreach"] is None and group.get("fused") is None:
+        if group["foreach"] is None and ("fused" not in self.defaults or group["fused"] is None):
             return _default_to_fused_or_foreach(params, group["differentiable"] and not self.linear)[1]
         return bool(group["foreach"])
 
@@ -141,8 +146,8 @@ class Optimizer(torch.optim.Optimizer):
         state: State = {}
         if self.counts_steps:
             # On the host, where reading it costs nothing, unless a graph has to own it.
-            device = param.device if group.get("capturable") else "cpu"
-            state["step"] = torch.zeros((), dtype=step_dtype(), device=device)
+            device = param.device if self.is_capturable(group) else "cpu"
+            state["step"] = torch.tensor(0.0, dtype=step_dtype(), device=device)
         return state | {name: make(param) for name, make in self.new_state(group).items() if make is not None}
 
     def _plan(self, group: Group, params: list[Tensor]) -> Plan:
@@ -159,17 +164,20 @@ class Optimizer(torch.optim.Optimizer):
 
         created, states = self._find_states(group, params)
         counts = [state["step"] for state in states] if self.counts_steps else []
+        read_counts = counts if self.reads_steps else []
         state = [make and [state[name] for state in states] for name, make in self.new_state(group).items()]
 
         on_lists = self.chooses_foreach(group, params)
         self._check_counts(group, params, counts, on_lists)
-        in_graph = group.get("capturable", False) or torch.compiler.is_compiling()
-        if not counts:
-            steps = [FIRST if param in created else LATER for param in params] if created else [LATER] * len(params)
+        in_graph = self.is_capturable(group) or torch.compiler.is_compiling()
+        if not counts and created:
+            steps = [FIRST if param in created else LATER for param in params]
             # In a step that creates the buffers of only some parameters, torch's foreach path loops over all of them.
-            on_lists = on_lists and len(created) in (0, len(params))
+            on_lists = on_lists and len(created) == len(params)
+        elif not read_counts:
+            steps = [LATER] * len(params)
         elif not in_graph:
-            steps = [count.item() for count in counts]
+            steps = [read(count) for count in counts]
         else:  # a loop's parameters go alone, each with coefficients of its own
             steps = [LATER] * len(params) if on_lists else list(range(len(params)))
 
@@ -193,9 +201,13 @@ class Optimizer(torch.optim.Optimizer):
             if batch.params[0].is_complex() and not self.linear and not sparse[first]:
                 batch = batch.as_real()
             step: Any = steps[first]
-            if counts:
-                step = TensorList(pick(counts, part)) + 1 if in_graph else next_count(step, counts[first])
-            coefficients = self.coefficients(group, step, batch.params[0])
+            options = group
+            if in_graph:  # lists throughout: torch.compile knows no operator between a tensor and a list
+                options = {name: as_list(option, len(part)) for name, option in group.items()}
+                step = TensorList(pick(counts, part)) + 1 if read_counts else step
+            elif read_counts:
+                step = (counts[first] + 1).item()
+            coefficients = self.coefficients(options, step, batch.params[0])
             if engine is foreach and not in_graph:
                 coefficients = {name: as_number(value) for name, value in coefficients.items()}
             calls.append((engine, batch._replace(coefficients=coefficients)))
@@ -211,7 +223,7 @@ class Optimizer(torch.optim.Optimizer):
         created = {
             param: self.create_state(group, param)
             for param, state in zip(params, states, strict=True)
-            if state is None or state.get(marker) is None
+            if not state or (state.get(marker) is None and all(state.get(name) is None for name in names))
         }
         if created:
             states = [created.get(param, state) for param, state in zip(params, states, strict=True)]
@@ -221,7 +233,7 @@ class Optimizer(torch.optim.Optimizer):
         """Raise what torch raises for step counts that autograd follows, or that a graph could not hold."""
         if group["differentiable"] and any(count.requires_grad for count in counts):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
-        if group.get("capturable") and not torch.compiler.is_compiling():
+        if self.is_capturable(group) and not torch.compiler.is_compiling():
             devices = _get_capturable_supported_devices(
                 supports_xla=("foreach" if on_lists else "loop") in self.capturable_on_xla
             )
@@ -242,7 +254,7 @@ class Optimizer(torch.optim.Optimizer):
         for param, state in plan.created.items():
             self.state[param].update(state)
         if plan.counts:
-            if plan.counts[0].is_cpu and not torch.compiler.is_compiling():
+            if plan.counts[0].dtype == torch.float32 and plan.counts[0].is_cpu and not torch.compiler.is_compiling():
                 torch._foreach_add_(plan.counts, torch.tensor(1.0, device="cpu"), alpha=1.0)
             else:
                 torch._foreach_add_(plan.counts, 1)
@@ -266,7 +278,7 @@ class Optimizer(torch.optim.Optimizer):
                 saved = self.state.get(param, {})
                 # Before torch 1.12 the step count was a Python number.
                 if "step" in saved and not isinstance(saved["step"], Tensor):
-                    device = param.device if group.get("capturable") else "cpu"
+                    device = param.device if self.is_capturable(group) else "cpu"
                     saved["step"] = torch.tensor(float(saved["step"]), dtype=step_dtype(), device=device)
 
 
@@ -309,17 +321,28 @@ def pick(column: list[T], indices: Sequence[int]) -> list[T]:
     return column if len(indices) == len(column) else [column[index] for index in indices]
 
 
-def next_count(value: float, count: Tensor) -> float:
-    """Return a step count's value plus one, as the count's dtype would have it."""
-    return value + 1 if value < LARGEST_COUNT else (count + 1).item()
+def read(count: Any) -> float:
+    """Return a step count's value."""
+    if not isinstance(count, Tensor):
+        raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
+    return count.item()
 
 
 def as_scalar(option: Any, differentiable: bool) -> Any:
     """Return a one-element tensor as a 0-dim one, without its history if the step is not recorded."""
+    if isinstance(option, tuple):
+        return tuple(as_scalar(part, differentiable) for part in option)
     if isinstance(option, Tensor):
         option = option.squeeze() if option.dim() else option
         return option if differentiable else option.detach()
     return option
+
+
+def as_list(option: Any, length: int) -> Any:
+    """Return a tensor option as a list that repeats it."""
+    if isinstance(option, tuple):
+        return tuple(as_list(part, length) for part in option)
+    return TensorList([option] * length) if isinstance(option, Tensor) else option
 
 
 def as_number(coefficient: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_tensor_lr, require
-from reimpl.optim.optimizer import Optimizer
+from reimpl.optim.optimizer import RuleOptimizer
 
 
 def rmsprop_rule(
@@ -46,7 +46,7 @@ def rmsprop_coefficients(group: dict[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in ("lr", "alpha", "eps", "weight_decay", "momentum")}
 
 
-class RMSprop(Optimizer):
+class RMSprop(RuleOptimizer):
     r"""RMSprop, optionally centered and with momentum.
 
     $$
@@ -99,6 +99,7 @@ class RMSprop(Optimizer):
     """
 
     rule = staticmethod(rmsprop_rule)
+    reads_steps = False
     options_of_later_versions = {
         "momentum": 0,
         "centered": False,

@@ -3,14 +3,14 @@ r"""Stochastic gradient descent, with momentum as torch defines it."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_fused, check_tensor_lr, require
-from reimpl.optim.optimizer import FIRST, Optimizer
+from reimpl.optim.optimizer import FIRST, RuleOptimizer
 
 
 def sgd_rule(
@@ -24,13 +24,11 @@ def sgd_rule(
     nesterov: bool,
     first_step: bool,
 ) -> None:
-    """Update `param` once: `momentum_buffer` is b, None without momentum."""
+    """Update `param` once: `momentum_buffer` is b, already $b_1$ in the first step, None without momentum."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     if momentum_buffer is not None:
-        if first_step:
-            momentum_buffer.copy_(grad)
-        else:
+        if not first_step:
             momentum_buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
         grad = grad.add(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
     param.add_(grad, alpha=-lr)
@@ -42,13 +40,17 @@ def sgd_coefficients(group: dict[str, Any], step: float) -> dict[str, Any]:
     return {name: group[name] for name in names} | {"first_step": step == FIRST}
 
 
-def like_gradient(param: Tensor) -> Tensor:
-    """Return a buffer for the first gradient, in its dtype and memory format."""
+def first_buffer(group: dict[str, Any], param: Tensor) -> Tensor:
+    """Return the buffer of the first step: the gradient as it is, undampened, with weight decay."""
     assert param.grad is not None
-    return torch.empty_like(param.grad)
+    grad = -param.grad if group["maximize"] else param.grad
+    weight_decay = group["weight_decay"]
+    if isinstance(weight_decay, Tensor) and weight_decay.requires_grad:
+        return grad.addcmul(param.clone(), weight_decay)  # autograd will look at the value of before
+    return grad.add(param, alpha=weight_decay) if weight_decay != 0 else grad.clone()
 
 
-class SGD(Optimizer):
+class SGD(RuleOptimizer):
     r"""Stochastic gradient descent, optionally with (Nesterov) momentum.
 
     $$
@@ -73,7 +75,7 @@ class SGD(Optimizer):
         fused: not implemented yet; True raises.
 
     State:
-        momentum_buffer: $b$, of the gradient's shape and dtype; absent if `momentum` is 0.
+        momentum_buffer: $b$, of the shape, dtype and layout of $g_1$; absent if `momentum` is 0.
 
     Raises:
         ValueError: for an `lr` of several elements, a negative `lr`, `momentum` or `weight_decay`, or `nesterov`
@@ -142,7 +144,7 @@ class SGD(Optimizer):
         check_fused("SGD", fused, foreach, differentiable)
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
-        return {"momentum_buffer": like_gradient if group["momentum"] != 0 else None}
+        return {"momentum_buffer": partial(first_buffer, group) if group["momentum"] != 0 else None}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         return sgd_coefficients(group, step)

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         """View complex tensors as real ones, with a last dimension for real and imaginary part."""
         return self._replace(
             params=[torch.view_as_real(param) for param in self.params],
-            grads=[torch.view_as_real(grad) for grad in self.grads],
+            grads=[torch.view_as_real(grad.resolve_conj()) for grad in self.grads],
             state=[tensors and [torch.view_as_real(tensor) for tensor in tensors] for tensors in self.state],
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from reimpl.optim.engines.batch import Batch, Rule
-from reimpl.optim.engines.operands import fold_scale
+from reimpl.optim.engines.operands import Operand, fold_scale
 
 
 def differentiable(rule: Rule, batch: Batch) -> None:
@@ -27,7 +27,7 @@ def differentiable(rule: Rule, batch: Batch) -> None:
                 tensor.copy_(value.tensor)
 
 
-class Value:
+class Value(Operand):
     """A tensor whose in-place methods give it a new value instead of overwriting the old one.
 
     An operation that autograd has recorded may need its operands later; `x.add_(y)` here becomes `x = x.add(y)`.

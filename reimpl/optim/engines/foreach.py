@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reimpl.optim.engines.batch import Batch, Rule
-from reimpl.optim.engines.operands import fold_scale
+from reimpl.optim.engines.operands import Operand, fold_scale
 
 
 def foreach(rule: Rule, batch: Batch) -> None:
@@ -24,7 +24,7 @@ def foreach(rule: Rule, batch: Batch) -> None:
     )
 
 
-class TensorList:
+class TensorList(Operand):
     """Tensors that answer a method or an operator together, with `torch._foreach_NAME`.
 
     `TensorList(xs).addcdiv_(TensorList(ys), TensorList(zs), value=2.0)` calls
@@ -67,6 +67,12 @@ class TensorList:
             rows = zip(self.tensors, *columns, strict=False)
             result = [getattr(tensor, name)(*row, **kwargs) for tensor, *row in rows]
         return self if name.endswith("_") else TensorList(result)
+
+    def lerp_(self, end: TensorList, weight: Any) -> TensorList:
+        """Move towards `end` by `weight`; `torch._foreach_lerp_` cannot be compiled with a list of weights."""
+        if isinstance(weight, TensorList):
+            return self._call("add_", end._call("sub", self)._call("mul", weight))
+        return self._call("lerp_", end, weight)
 
     def __neg__(self) -> TensorList:
         return self._call("neg")

@@ -1,8 +1,7 @@
 """The loop engine: the rule on each tensor, as it stands."""
 
-import inspect
 from collections import deque
-from functools import cache, partial
+from functools import partial
 from itertools import repeat
 
 from reimpl.optim.engines.batch import Batch, Rule
@@ -21,7 +20,7 @@ def loop(rule: Rule, batch: Batch) -> None:
     deque(map(update, *batch.columns(), *constants), maxlen=0)
 
 
-@cache
-def positional(rule: Rule) -> list[str]:
-    """Return the names of the arguments that a rule takes by position."""
-    return inspect.getfullargspec(rule).args
+def positional(rule: Rule) -> tuple[str, ...]:
+    """Return the names of the arguments that a rule takes by position, none if it is not a plain function."""
+    code = getattr(rule, "__code__", None)
+    return code.co_varnames[: code.co_argcount] if code else ()

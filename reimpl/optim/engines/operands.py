@@ -1,4 +1,4 @@
-"""Coefficients that are tensors, for operands that stand in for a tensor.
+"""What stands in for a tensor, and coefficients that are tensors.
 
 `add(alpha=)`, `addcmul(value=)` and `addcdiv(value=)` take numbers only. Where a coefficient has to stay a tensor (its
 gradient is wanted, or a graph is being captured and nothing may be read back to the host), it is folded into the first
@@ -8,12 +8,20 @@ kernels multiply.
 
 from typing import Any
 
+from torch import Tensor
+
+
+class Operand:
+    """Base of the classes that answer a tensor's methods."""
+
+    __slots__ = ()
+
 
 def fold_scale(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return `args` and `kwargs` of a call without an `alpha=` or `value=` that is not a number."""
+    """Return `args` and `kwargs` of a call without an `alpha=` or `value=` that is a tensor or stands in for one."""
     for name in ("alpha", "value"):
-        scale = kwargs.get(name, 1)
-        if not isinstance(scale, int | float | complex):
+        scale = kwargs.get(name)
+        if isinstance(scale, Tensor | Operand):
             first, *rest = args
-            return (first * scale, *rest), {key: arg for key, arg in kwargs.items() if key != name}
+            return (first.mul(scale), *rest), {key: arg for key, arg in kwargs.items() if key != name}
     return args, kwargs

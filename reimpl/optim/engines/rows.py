@@ -51,7 +51,7 @@ class Rows:
 
     def addcmul_(self, first: Tensor, second: Tensor, *, value: float = 1) -> Rows:
         """Add `value * first * second` to the rows."""
-        return self.add_(first * second, alpha=value)
+        return self.add_(first.pow(2) if first is second else first * second, alpha=value)
 
     def addcdiv_(self, first: Tensor, second: Tensor, *, value: float = 1) -> Rows:
         """Add `value * first / second` to the rows."""

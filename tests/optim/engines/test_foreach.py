@@ -52,6 +52,12 @@ def test_lerp_with_a_number():
     assert_each(start.lerp(end, 0.3), [a.lerp(b, 0.3) for a, b in zip(start.tensors, end.tensors, strict=True)])
 
 
+def test_lerp_with_a_list():
+    start, end, weight = lists(3)
+    expected = [a.lerp(b, w) for a, b, w in zip(start.tensors, end.tensors, weight.tensors, strict=True)]
+    assert_each(start.lerp_(end, weight), expected)
+
+
 OPERATORS = {
     "-x": lambda x, other: -x,
     "x + y": lambda x, other: x + other,
