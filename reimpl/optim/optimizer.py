@@ -165,7 +165,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         created, states = self._find_states(group, params)
         counts = [state["step"] for state in states] if self.counts_steps else []
         read_counts = counts if self.reads_steps else []
-        state = [make and [state[name] for state in states] for name, make in self.new_state(group).items()]
+        state = [
+            [state[name] for state in states] if make is not None else None
+            for name, make in self.new_state(group).items()
+        ]
 
         on_lists = self.chooses_foreach(group, params)
         self._check_counts(group, params, counts, on_lists)
@@ -177,7 +180,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         elif not read_counts:
             steps = [LATER] * len(params)
         elif not in_graph:
-            steps = [read(count) for count in counts]
+            steps = read(counts)
         else:  # a loop's parameters go alone, each with coefficients of its own
             steps = [LATER] * len(params) if on_lists else list(range(len(params)))
 
@@ -201,17 +204,22 @@ class RuleOptimizer(torch.optim.Optimizer):
             if batch.params[0].is_complex() and not self.linear and not sparse[first]:
                 batch = batch.as_real()
             step: Any = steps[first]
-            options = group
-            if in_graph:  # lists throughout: torch.compile knows no operator between a tensor and a list
-                options = {name: as_list(option, len(part)) for name, option in group.items()}
-                step = TensorList(pick(counts, part)) + 1 if read_counts else step
-            elif read_counts:
-                step = (counts[first] + 1).item()
-            coefficients = self.coefficients(options, step, batch.params[0])
-            if engine is foreach and not in_graph:
-                coefficients = {name: as_number(value) for name, value in coefficients.items()}
+            if read_counts:
+                step = TensorList(pick(counts, part)) + 1 if in_graph else (counts[first] + 1).item()
+            coefficients = self._coefficients(group, step, batch.params, engine, in_graph)
             calls.append((engine, batch._replace(coefficients=coefficients)))
         return Plan(created, counts, calls)
+
+    def _coefficients(
+        self, group: Group, step: Any, params: list[Tensor], engine: Engine, in_graph: bool
+    ) -> dict[str, Any]:
+        """Compute a batch's coefficients: in a graph lists of tensors, otherwise numbers if the rule runs on lists."""
+        if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
+            group = {name: as_list(option, len(params)) for name, option in group.items()}
+        coefficients = self.coefficients(group, step, params[0])
+        if engine is foreach and not in_graph:
+            return {name: as_number(value) for name, value in coefficients.items()}
+        return coefficients
 
     def _find_states(self, group: Group, params: list[Tensor]) -> tuple[dict[Tensor, State], list[State]]:
         """Return the states that had to be created (not yet in `self.state`), and the state of each parameter."""
@@ -321,11 +329,13 @@ def pick(column: list[T], indices: Sequence[int]) -> list[T]:
     return column if len(indices) == len(column) else [column[index] for index in indices]
 
 
-def read(count: Any) -> float:
-    """Return a step count's value."""
-    if not isinstance(count, Tensor):
-        raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
-    return count.item()
+def read(counts: list[Any]) -> list[float]:
+    """Return the values of step counts."""
+    try:
+        return [count.item() for count in counts]
+    except AttributeError:  # a Python number, which torch counted in before version 1.12
+        message = "API has changed, `state_steps` argument must contain a list of singleton tensors"
+        raise RuntimeError(message) from None
 
 
 def as_scalar(option: Any, differentiable: bool) -> Any:

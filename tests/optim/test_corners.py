@@ -26,6 +26,9 @@ def ends(name, make, act):
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"maximize": True, "nesterov": True}], ids=str)
 def test_buffer_has_the_dtype_of_the_decayed_gradient(foreach, options):
+    if foreach and torch.__version__ < "2.13":
+        pytest.skip("before 2.13, torch's foreach path refuses a gradient of another dtype")
+
     def make(cls):
         param = torch.full((2,), 0.7, requires_grad=True)
         param.grad_dtype = torch.bfloat16

@@ -68,6 +68,10 @@ class TensorList(Operand):
             result = [getattr(tensor, name)(*row, **kwargs) for tensor, *row in rows]
         return self if name.endswith("_") else TensorList(result)
 
+    def clamp_min_(self, other: TensorList) -> TensorList:
+        """Take the larger one; `torch._foreach_maximum_` does the same and takes sharded tensors in every version."""
+        return self._call("maximum_", other)
+
     def lerp_(self, end: TensorList, weight: Any) -> TensorList:
         """Move towards `end` by `weight`; `torch._foreach_lerp_` cannot be compiled with a list of weights."""
         if isinstance(weight, TensorList):
