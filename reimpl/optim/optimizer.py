@@ -184,6 +184,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         else:  # a loop's parameters go alone, each with coefficients of its own
             steps = [LATER] * len(params) if on_lists else list(range(len(params)))
 
+        on_lists = on_lists or in_graph
         alike = [sparse, steps]
         if on_lists or not self.linear:
             alike.append([param.dtype for param in params])
@@ -193,7 +194,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         calls = []
         for part in split(alike):
             first = part[0]
-            engine = self._choose_engine(group, sparse[first], on_lists or in_graph)
+            engine = self._choose_engine(group, sparse[first], on_lists)
             batch = Batch(
                 params=pick(params, part),
                 grads=pick(grads, part),
