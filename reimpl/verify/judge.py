@@ -16,8 +16,8 @@ from reimpl.verify.distance import first_difference, real_view, relative_error, 
 CLOSE_FACTOR = 2.0
 """A *close* result's error may be this many times torch's own.
 
-The two differ by one rounding a step, and which of them ends nearer to the oracle is chance: over the registry's 400
-close cases, the largest error of a case is 0.56 to 1.75 times torch's.
+The two differ by one rounding a step, and which of them ends nearer to the oracle is chance: over the registry's close
+cases, the largest error of a case is 0.56 to 1.75 times torch's.
 """
 
 
