@@ -43,9 +43,9 @@ def take_steps(optimizer, count, first=0, skip=()):
     return optimizer
 
 
-def snapshot(optimizer):
-    """Return copies of parameters and state by name."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+def snapshot(optimizer, params=None):
+    """Return copies of parameters and state by name, in the order of `params` or else of the groups."""
+    params = params or [param for group in optimizer.param_groups for param in group["params"]]
     found = {f"param[{i}]": param.detach().clone() for i, param in enumerate(params)}
     for i, param in enumerate(params):
         for key, value in optimizer.state.get(param, {}).items():

@@ -145,10 +145,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Return the state of a parameter before its first update."""
         state: State = {}
         if self.counts_steps:
-            # On the host, where reading it costs nothing, unless a graph has to own it.
-            device = param.device if self.is_capturable(group) else "cpu"
-            state["step"] = torch.tensor(0.0, dtype=step_dtype(), device=device)
+            state["step"] = self._make_count(group, param, 0.0)
         return state | {name: make(param) for name, make in self.new_state(group).items() if make is not None}
+
+    def _make_count(self, group: Group, param: Tensor, value: float) -> Tensor:
+        """Return a step count: on the host, where reading it costs nothing, unless a graph has to own it."""
+        device = param.device if self.is_capturable(group) else "cpu"
+        return torch.tensor(value, dtype=step_dtype(), device=device)
 
     def _plan(self, group: Group, params: list[Tensor]) -> Plan:
         """Check a group, and sort its parameters into batches that one call of an engine can update.
@@ -162,13 +165,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         for param in compress(params, sparse):
             self.check_sparse(group, param)
 
-        created, states = self._find_states(group, params)
+        makers = self.new_state(group)
+        created, states = self._find_states(group, params, [name for name, make in makers.items() if make is not None])
         counts = [state["step"] for state in states] if self.counts_steps else []
         read_counts = counts if self.reads_steps else []
-        state = [
-            [state[name] for state in states] if make is not None else None
-            for name, make in self.new_state(group).items()
-        ]
+        state = [[state[name] for state in states] if make is not None else None for name, make in makers.items()]
 
         on_lists = self.chooses_foreach(group, params)
         self._check_counts(group, params, counts, on_lists)
@@ -222,9 +223,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             return {name: as_number(value) for name, value in coefficients.items()}
         return coefficients
 
-    def _find_states(self, group: Group, params: list[Tensor]) -> tuple[dict[Tensor, State], list[State]]:
+    def _find_states(
+        self, group: Group, params: list[Tensor], names: list[str]
+    ) -> tuple[dict[Tensor, State], list[State]]:
         """Return the states that had to be created (not yet in `self.state`), and the state of each parameter."""
-        names = [name for name, make in self.new_state(group).items() if make is not None]
         marker = "step" if self.counts_steps else next(iter(names), None)
         if marker is None:
             return {}, []
@@ -289,8 +291,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 saved = self.state.get(param, {})
                 # Before torch 1.12 the step count was a Python number.
                 if "step" in saved and not isinstance(saved["step"], Tensor):
-                    device = param.device if self.is_capturable(group) else "cpu"
-                    saved["step"] = torch.tensor(float(saved["step"]), dtype=step_dtype(), device=device)
+                    saved["step"] = self._make_count(group, param, float(saved["step"]))
 
 
 def step_dtype() -> torch.dtype:

@@ -15,9 +15,14 @@ from reimpl.verify.scenarios import LOW_PRECISION_EPS, SCENARIOS, Scenario
 Engine = Literal["loop", "foreach"]
 Claim = Literal["exact", "close"]
 
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return a dtype's name without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
+    name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 }
 ENGINES: tuple[Engine, ...] = ("loop", "foreach")
 DENSE = ("shapes", "missing", "groups", "exchange", "mixed")
@@ -49,11 +54,15 @@ class Case:
         return f"optim.{self.optimizer}"
 
     @property
+    def dtype_name(self) -> str:
+        """The dtype as `--dtype` takes it."""
+        return name_of(self.dtype)
+
+    @property
     def name(self) -> str:
         """All of it in a line."""
-        dtype = str(self.dtype).removeprefix("torch.")
         options = ", ".join(f"{name}={spell(value)}" for name, value in self.options.items())
-        return f"{self.section} {self.engine} {dtype} {self.scenario.name} ({options})"
+        return f"{self.section} {self.engine} {self.dtype_name} {self.scenario.name} ({options})"
 
 
 def spell(value: Any) -> str:

@@ -202,7 +202,7 @@ def matrix(evidence: Evidence) -> dict[str, dict[str, dict[str, dict[str, Any]]]
         case = verdict.case
         table = counts.setdefault(f"{case.optimizer}, {case.engine}", {})
         cell = table.setdefault(case.scenario.name, {}).setdefault(
-            str(case.dtype).removeprefix("torch."), {"cases": 0, "exact": 0, "holds": True}
+            case.dtype_name, {"cases": 0, "exact": 0, "holds": True}
         )
         cell["cases"] += 1
         cell["exact"] += verdict.kind == "exact"

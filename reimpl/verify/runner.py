@@ -104,7 +104,7 @@ class Evidence:
                     "name": verdict.case.name,
                     "section": verdict.case.section,
                     "engine": verdict.case.engine,
-                    "dtype": str(verdict.case.dtype).removeprefix("torch."),
+                    "dtype": verdict.case.dtype_name,
                     "scenario": verdict.case.scenario.name,
                     "claim": verdict.case.claim,
                     "verdict": verdict.kind,

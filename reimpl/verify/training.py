@@ -95,11 +95,13 @@ def train(name: str, device: str = "cpu", ours: OptimizerClass | None = None) ->
         return Session(optimizer, options, data, device)
 
     with torch.random.fork_rng(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        reference = start(theirs).run(0, EPOCHS)
-        mine = start(ours).run(0, EPOCHS)
         half = EPOCHS // 2
-        resumed_by_ours = start(ours).load(reference.checkpoints[half]).run(half, EPOCHS)
-        resumed_by_torch = start(theirs).load(mine.checkpoints[half]).run(half, EPOCHS)
+        reference, mine = start(theirs).run(0, half), start(ours).run(0, half)
+        checkpoint_of_torch, checkpoint_of_ours = reference.save(), mine.save()
+        for session in (reference, mine):
+            session.run(half, EPOCHS)
+        resumed_by_ours = start(ours).load(checkpoint_of_torch).run(half, EPOCHS)
+        resumed_by_torch = start(theirs).load(checkpoint_of_ours).run(half, EPOCHS)
         losses = zip(mine.losses, reference.losses, strict=True)
         return Training(
             optimizer=name,
@@ -177,12 +179,10 @@ class Session:
         construct: Callable[..., torch.optim.Optimizer] = optimizer
         self.optimizer = construct(self.network.parameters(), **options)
         self.losses: list[Tensor] = []
-        self.checkpoints: dict[int, bytes] = {}
 
     def run(self, first: int, last: int) -> Session:
-        """Train from epoch `first` to before `last`, with a checkpoint before each."""
+        """Train from epoch `first` to before `last`."""
         for epoch in range(first, last):
-            self.checkpoints[epoch] = self.save()
             # What is drawn depends on the epoch alone, so that a resumed run sees what the first one saw.
             torch.manual_seed(epoch)
             self.network.train()

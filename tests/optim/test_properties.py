@@ -49,14 +49,7 @@ def run(cls, params, gradients, groups=None, **options):
         for param, gradient in zip(params, row, strict=True):
             param.grad = gradient
         optimizer.step()
-    return collect(optimizer, params)
-
-
-def collect(optimizer, params):
-    found = {f"param[{i}]": param.detach().clone() for i, param in enumerate(params)}
-    for i, param in enumerate(params):
-        found |= {f"state[{i}].{key}": value.clone() for key, value in optimizer.state.get(param, {}).items()}
-    return found
+    return snapshot(optimizer, params)
 
 
 @given(problems(), ENGINES)
@@ -124,7 +117,7 @@ def test_resuming_equals_running_on(problem, foreach, data):
         for param, gradient in zip(first, row, strict=True):
             param.grad = gradient
         optimizer.step()
-    assert_same(straight, collect(optimizer, first))
+    assert_same(straight, snapshot(optimizer, first))
 
 
 @given(problems(), ENGINES)
