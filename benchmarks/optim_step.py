@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import compare
 
 import reimpl.optim
 from reimpl.verify.report import print_table
@@ -34,7 +34,6 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
 COLUMNS = ("workload", "optimizer", "engine", "ours, ms", "torch, ms", "ratio")
 NOTE = """Medians of alternating rounds, each of as many steps as take 20 ms, on parameters allocated three times: where
 memory lies moves a time by up to a fifth. ratio: ours divided by torch's."""
-ROUND_SECONDS = 0.02
 ALLOCATIONS = 3
 
 
@@ -70,28 +69,6 @@ def prepare(module: Any, name: str, options: dict[str, Any], params: list[torch.
         optimizer.step()
     step: Callable[[], None] = optimizer.step
     return step
-
-
-def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
-    """Return the time of one step."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    wait()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    wait()
-    return (time.perf_counter() - started) / repeats
-
-
-def compare(steps: list[Callable[[], None]], rounds: int, device: str) -> list[float]:
-    """Return the median time of each step, measured in turn."""
-    repeats = max(1, round(ROUND_SECONDS / seconds(steps[-1], 2, device)))
-    times: list[list[float]] = [[] for _ in steps]
-    for number in range(rounds):
-        order = range(len(steps)) if number % 2 else reversed(range(len(steps)))
-        for index in order:
-            times[index].append(seconds(steps[index], repeats, device))
-    return [statistics.median(found) for found in times]
 
 
 def main() -> None:

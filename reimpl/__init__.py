@@ -1,3 +1,6 @@
 """PyTorch's optimizers and layers, written once each, to be read, used and checked."""
 
+from reimpl.swap import Swap, swap, unswap
+
 __version__ = "0.1.0.dev0"
+__all__ = ["Swap", "swap", "unswap"]

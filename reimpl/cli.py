@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 import reimpl
-from reimpl.verify import SCENARIOS, Case, Progress, cases, verify
-from reimpl.verify.cases import DTYPES, OPTIMIZERS
+from reimpl.verify import SCENARIOS, Case, LayerCase, Progress, cases, verify
+from reimpl.verify.options import DTYPES
 from reimpl.verify.report import print_report, to_html
+from reimpl.verify.training import PLANS
 
-TRAININGS = [f"train.{name}" for name in OPTIMIZERS]
-SECTIONS = [f"optim.{name}" for name in OPTIMIZERS] + TRAININGS
+TRAININGS = [f"train.{name}" for name in PLANS]
+PARTS = ["optim", "nn", "nn.functional", "train"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if every claim holds, 1 if one does not. A bad argument exits with 2.
     """
-    parser = argparse.ArgumentParser("reimpl", description="PyTorch's optimizers, written to be read.")
+    parser = argparse.ArgumentParser("reimpl", description="PyTorch's optimizers and layers, written to be read.")
     parser.add_argument(
         "--version", action="version", version=f"reimpl {reimpl.__version__}, torch {torch.__version__}"
     )
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_verify(options, commands.choices["verify"])
 
 
-VERIFY = """Compare every optimizer with torch's, bit for bit: on a grid of options, dtypes, engines and scenarios,
-and on a network that learns to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad
+VERIFY = """Compare every optimizer and layer with torch's, bit for bit: on a grid of options, dtypes, engines and
+inputs, and on networks that learn to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad
 argument."""
 
 
@@ -52,7 +53,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION",
-        help="such as optim, optim.SGD, train or train.Adam; see --list",
+        help="such as optim, optim.SGD, nn, nn.Conv2d, nn.functional.conv2d, train or train.Adam; see --list",
     )
     parser.add_argument(
         "--dtype", action="append", choices=list(DTYPES), help="cases of this dtype only; may be repeated"
@@ -68,13 +69,16 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry out `reimpl verify`."""
-    sections = select([*options.what, *options.only], parser)
     device = check_device(options.device, parser)
+    registered = cases(options.quick, torch.device(device).type)
+    sections = select(
+        [*options.what, *options.only], [*dict.fromkeys(c.section for c in registered), *TRAININGS], parser
+    )
     for file in (options.json, options.html):
         if file is not None and not file.parent.is_dir():
             parser.error(f"there is no folder {str(file.parent)!r} to write {file.name!r} into")
     dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
-    chosen = [case for case in cases(options.quick) if case.section in sections and case.dtype in dtypes]
+    chosen = [case for case in registered if case.section in sections and case.dtype in dtypes]
     trainings = [name for name in TRAININGS if name in sections and torch.float32 in dtypes]
     if options.list:
         print_list(chosen, trainings)
@@ -96,13 +100,13 @@ def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     return 0 if evidence.holds else 1
 
 
-def select(names: list[str], parser: argparse.ArgumentParser) -> list[str]:
+def select(names: list[str], sections: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """Return the sections that the names mean: one of them, or all that it begins."""
     chosen: list[str] = []
-    for name in names or ["optim", "train"]:
-        meant = [section for section in SECTIONS if section == name or section.startswith(f"{name}.")]
+    for name in names or PARTS:
+        meant = [section for section in sections if section == name or section.startswith(f"{name}.")]
         if not meant:
-            valid = ", ".join(["optim", "train", *SECTIONS])
+            valid = ", ".join([*PARTS, *sections])
             parser.error(f"there is no section {name!r}; choose from {valid}")
         chosen += meant
     return chosen
@@ -116,15 +120,15 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> str:
     return name
 
 
-def print_list(chosen: list[Case], trainings: list[str]) -> None:
+def print_list(chosen: list[Case | LayerCase], trainings: list[str]) -> None:
     """Print the sections with their number of cases, and the scenarios."""
     for section, count in Counter(case.section for case in chosen).items():
-        print(f"{section:16} {count:6,} cases")
+        print(f"{section:34} {count:6,} cases")
     for section in trainings:
-        print(f"{section:16}        a network trained on handwritten digits")
+        print(f"{section:34}        a network trained on handwritten digits")
     print()
     for scenario in SCENARIOS.values():
-        print(f"{scenario.name:16} {scenario.about}")
+        print(f"{scenario.name:34} {scenario.about}")
 
 
 @contextlib.contextmanager
@@ -138,7 +142,7 @@ def progress_bar(totals: Counter[str]) -> Iterator[Progress]:
         yield lambda _: None
         return
     columns = (
-        TextColumn("{task.description:16}"),
+        TextColumn("{task.description:33}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

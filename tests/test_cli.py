@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import reimpl.nn
 import reimpl.optim
 from reimpl.cli import main
 from reimpl.optim.adam import adam_rule
@@ -33,6 +34,26 @@ def test_pass(capsys):
     assert "Adagrad" not in output
 
 
+def test_layers_pass(capsys):
+    assert main([*QUICK, "--only", "nn.Linear", "--only", "nn.functional.tanh"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"Linear +\d+ +\d+", output)
+    assert re.search(r"Tanh +0 +0 +\d+", output)
+    assert "Sigmoid" not in output
+
+
+def test_failing_layer(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("jinja2")
+    monkeypatch.setattr(reimpl.nn.Linear, "extra", 1e-6, raising=False)
+    forward = reimpl.nn.Linear.forward
+    monkeypatch.setattr(reimpl.nn.Linear, "forward", lambda self, x: forward(self, x) + self.extra)
+    assert main(["verify", "nn.Linear", "--html", str(tmp_path / "page.html")]) == 1
+    output = capsys.readouterr().out
+    assert "differs, claimed exact: nn.Linear float64 batch Linear(in_features=7, out_features=5)" in output
+    assert re.search(r"against torch's kernel: step 1, output 0\[0, 0\]: \S+ instead of \S+", output)
+    assert "A claim fails" in (tmp_path / "page.html").read_text()
+
+
 def broken_rule(*args, **coefficients):
     adam_rule(*args, **coefficients | {"eps": 1e-3})
 
@@ -55,7 +76,7 @@ def test_failing_real_run(capsys, monkeypatch):
     assert main(["verify", "train.Adam"]) == 1
     output = capsys.readouterr().out
     assert "DIFFER" in output
-    assert "real run with Adam" in output
+    assert "real run Adam" in output
     assert fields(output)["trainings_failed"] == "1"
 
 
@@ -86,7 +107,10 @@ def test_training_and_files(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "--only", "optim.Lion"], "there is no section 'optim.Lion'; choose from optim, train, optim.SGD,"),
+        (
+            ["verify", "--only", "optim.Lion"],
+            "there is no section 'optim.Lion'; choose from optim, nn, nn.functional, train,",
+        ),
         (["verify", "training"], "there is no section 'training'; choose from"),
         (["verify", "--dtype", "float8"], "choose from 'float64', 'float32'"),
         (["verify", "--device", "tpu"], "there is no device 'tpu' here; choose from cpu"),
@@ -114,6 +138,8 @@ def test_list(capsys):
     output = capsys.readouterr().out
     assert re.search(r"optim\.SGD\s+2,\d{3} cases", output)
     assert "train.Adam" in output
+    assert re.search(r"nn\.Conv2d +\d{3} cases", output)
+    assert re.search(r"nn\.functional\.conv2d +\d{3} cases", output)
     assert "exchange" in output
 
 

@@ -1,169 +1,23 @@
-"""The registry: every combination of optimizer, options, dtype, engine and scenario about which a claim is made."""
+"""The registry: every case about which a claim is made."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-
-from reimpl.verify.scenarios import LOW_PRECISION_EPS, SCENARIOS, Scenario
-
-Engine = Literal["loop", "foreach"]
-Claim = Literal["exact", "close"]
+from reimpl.verify.layers import TABLES, LayerCase, layer_cases
+from reimpl.verify.optimizers import OPTIMIZERS, Case, optimizer_cases
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """Return a dtype's name without `torch.`."""
-    return str(dtype).removeprefix("torch.")
-
-
-DTYPES = {
-    name_of(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
-}
-ENGINES: tuple[Engine, ...] = ("loop", "foreach")
-DENSE = ("shapes", "missing", "groups", "exchange", "mixed")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One comparison.
-
-    Attributes:
-        optimizer: the class's name.
-        options: its constructor's arguments, `foreach` apart.
-        dtype: of the parameters.
-        engine: the loop or the foreach engine.
-        scenario: the parameters, and what happens to them.
-        claim: `exact` if every bit is to be torch's, `close` if only the error is to be no larger.
-    """
-
-    optimizer: str
-    options: dict[str, Any]
-    dtype: torch.dtype
-    engine: Engine
-    scenario: Scenario
-    claim: Claim = "exact"
-
-    @property
-    def section(self) -> str:
-        """The name by which `--only` selects it."""
-        return f"optim.{self.optimizer}"
-
-    @property
-    def dtype_name(self) -> str:
-        """The dtype as `--dtype` takes it."""
-        return name_of(self.dtype)
-
-    @property
-    def name(self) -> str:
-        """All of it in a line."""
-        options = ", ".join(f"{name}={spell(value)}" for name, value in self.options.items())
-        return f"{self.section} {self.engine} {self.dtype_name} {self.scenario.name} ({options})"
-
-
-def spell(value: Any) -> str:
-    """Write an option as one would type it."""
-    if isinstance(value, Tensor):
-        return f"tensor({value.tolist()})"
-    return f"({', '.join(map(spell, value))})" if isinstance(value, tuple) else repr(value)
-
-
-def grid(**options: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield every combination; an option at the first of its values is left out, to take the default."""
-    for values in itertools.product(*options.values()):
-        yield {
-            name: value
-            for (name, choices), value in zip(options.items(), values, strict=True)
-            if value is not choices[0]
-        }
-
-
-def options_of(optimizer: str) -> list[dict[str, Any]]:
-    """Return the option combinations of an optimizer, each allowed by its constructor."""
-    tensor_lr = torch.tensor(0.003)
-    shared: dict[str, list[Any]] = {"weight_decay": [0, 0.1], "maximize": [False, True]}
-    if optimizer == "SGD":
-        found = grid(lr=[None, 0.1, tensor_lr], momentum=[0, 0.9], dampening=[0, 0.5], nesterov=[False, True], **shared)
-        return [o for o in found if not (o.get("nesterov") and ("momentum" not in o or "dampening" in o))]
-    if optimizer == "Adagrad":
-        return list(
-            grid(lr=[None, 0.1, torch.tensor([0.003])], lr_decay=[0, 0.3], initial_accumulator_value=[0, 0.1], **shared)
-        )
-    if optimizer == "RMSprop":
-        return list(grid(lr=[None, tensor_lr], alpha=[0.99, 0.9], momentum=[0, 0.9], centered=[False, True], **shared))
-    if optimizer == "Adadelta":
-        return list(grid(lr=[None, 0.3, tensor_lr], rho=[0.9, 0.5], eps=[None, 1e-2], **shared))
-    if optimizer == "Adam":
-        found = grid(
-            lr=[None, 0.1, tensor_lr],
-            betas=[None, (0.5, 0.9), (torch.tensor(0.8), torch.tensor([0.95]))],
-            amsgrad=[False, True],
-            decoupled_weight_decay=[False, True],
-            **shared,
-        )
-        return [o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o]
-    raise ValueError(f"no options are registered for the optimizer {optimizer!r}; known are {', '.join(OPTIMIZERS)}")
-
-
-OPTIMIZERS = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam")
-TAKE_SPARSE = ("SGD", "Adagrad")
-TORCH_FAILS = {("Adagrad", "groups")} if torch.__version__ < "2.13" else set()
-"""Scenarios that torch itself cannot run: before 2.13, its Adagrad makes no state for a group that is added later."""
-
-
-def has_tensor(options: dict[str, Any]) -> bool:
-    """Return whether an option is a tensor, or a tuple of tensors."""
-    return any(isinstance(v, Tensor) or (isinstance(v, tuple) and isinstance(v[0], Tensor)) for v in options.values())
-
-
-def optimizer_cases(optimizer: str) -> Iterator[Case]:
-    """Yield the cases of one optimizer."""
-    every = options_of(optimizer)
-    for (index, options), dtype, engine in itertools.product(enumerate(every), DTYPES.values(), ENGINES):
-        if engine == "foreach" and optimizer == "Adam" and has_tensor(options):
-            continue  # torch refuses it, see the tests of errors
-        if dtype == torch.float16 and optimizer != "SGD":
-            options = {"eps": LOW_PRECISION_EPS, **options}
-        names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
-        if index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32):
-            names.append("drift")
-        if optimizer in TAKE_SPARSE and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
-            names.append("sparse")
-        for name in names:
-            if (optimizer, name) in TORCH_FAILS:
-                continue
-            yield Case(
-                optimizer, options, dtype, engine, SCENARIOS[name], claim(optimizer, options, dtype, engine, name)
-            )
-
-
-def claim(optimizer: str, options: dict[str, Any], dtype: torch.dtype, engine: Engine, scenario: str) -> Claim:
-    """Return what is claimed: torch's bits, but for two corners.
-
-    - torch's for-loop adds weight decay (Adadelta: also the update) to a complex parameter in complex arithmetic, with
-      two roundings where the real multiply-add has one. Here, as in torch's foreach path, a complex tensor is a pair of
-      real ones all the way.
-    - Tensor betas make torch's Adam compute the denominator of a 0-dim float16 or bfloat16 parameter in float32. Here
-      it has the parameter's dtype, since it is computed in place.
-    """
-    if dtype.is_complex and engine == "loop" and optimizer != "SGD":
-        decays = "weight_decay" in options and "decoupled_weight_decay" not in options
-        return "close" if decays or optimizer == "Adadelta" else "exact"
-    low_precision = dtype in (torch.float16, torch.bfloat16)
-    if optimizer == "Adam" and low_precision and scenario in ("shapes", "exchange"):
-        return "close" if isinstance(options.get("betas", (0.9,))[0], Tensor) else "exact"
-    return "exact"
-
-
-def cases(quick: bool = False) -> list[Case]:
-    """Return the registered cases.
+def cases(quick: bool = False, device: str = "cpu") -> list[Case | LayerCase]:
+    """Return the registered cases, of the optimizers and then of the layers.
 
     Args:
         quick: only every seventh, and none of 1,000 steps.
+        device: where they will run. What first principles draw at random is drawn as torch's CPU kernels draw it.
     """
-    every = [case for optimizer in OPTIMIZERS for case in optimizer_cases(optimizer)]
-    return [case for case in every if case.scenario.name != "drift"][::7] if quick else every
+    found: list[Case | LayerCase] = [case for optimizer in OPTIMIZERS for case in optimizer_cases(optimizer)]
+    found += [
+        case
+        for layer in TABLES
+        for case in layer_cases(layer)
+        if device == "cpu" or not (case.draws and case.engine == "first principles")
+    ]
+    return [case for case in found if case.scenario.name != "drift"][::7] if quick else found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reimpl.verify.cases import Case
 from reimpl.verify.distance import first_difference, real_view, relative_error, same_bits, ulp_distance
+from reimpl.verify.optimizers import Case
+from reimpl.verify.verdict import Difference, Verdict
 
 CLOSE_FACTOR = 2.0
 """A *close* result's error may be this many times torch's own.
@@ -19,57 +19,6 @@ CLOSE_FACTOR = 2.0
 The two differ by one rounding a step, and which of them ends nearer to the oracle is chance: over the registry's close
 cases, the largest error of a case is 0.56 to 1.75 times torch's.
 """
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where two runs first part.
-
-    Attributes:
-        step: the first step, from 1, after which they differ.
-        tensor: the parameter or state tensor, as `param[1]` or `state[1].exp_avg`.
-        index: the first element that differs.
-        ours: its value with the optimizer under test, or what is wrong in words.
-        theirs: its value with the reference.
-    """
-
-    step: int
-    tensor: str
-    index: tuple[int, ...]
-    ours: float | str
-    theirs: float | str
-
-    def __str__(self) -> str:
-        return f"step {self.step}, {self.tensor}{list(self.index)}: {self.ours!r} instead of {self.theirs!r}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came out of a case.
-
-    Attributes:
-        case: the case.
-        kind: `exact`: every bit of parameters and state is the reference's, after every step. `close`: not, but the
-            error against the oracle is at most `CLOSE_FACTOR` times the reference's. `differs`: neither.
-        reference: which of torch's two paths it was compared with last.
-        ulp: the largest distance from the reference at the end, in units in the last place.
-        error: the largest error at the end against the oracle, relative to each tensor's scale.
-        reference_error: the same of the reference.
-        difference: where the two first part, None if they never do.
-    """
-
-    case: Case
-    kind: Literal["exact", "close", "differs"]
-    reference: Literal["for-loop", "foreach"]
-    ulp: int
-    error: float
-    reference_error: float
-    difference: Difference | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether the case's claim is met."""
-        return self.kind == "exact" or (self.kind == "close" and self.case.claim == "close")
 
 
 def judge(

@@ -12,11 +12,14 @@ from typing import Any, TypeAlias
 
 import torch
 
-import reimpl
+import reimpl.nn
 import reimpl.optim
-from reimpl.verify.cases import Case
-from reimpl.verify.judge import CLOSE_FACTOR, Verdict, judge
+from reimpl.verify.judge import CLOSE_FACTOR, judge
+from reimpl.verify.layer_judge import LAYER_FACTOR, judge_layer
+from reimpl.verify.layers import LayerCase
+from reimpl.verify.optimizers import Case
 from reimpl.verify.training import Training, train
+from reimpl.verify.verdict import Verdict
 
 Progress: TypeAlias = Callable[[str], None]
 """Called with a section's name after each of its cases."""
@@ -24,7 +27,7 @@ Progress: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """The cases of one optimizer and engine, summed up."""
+    """The cases of one section and engine, summed up."""
 
     section: str
     engine: str
@@ -65,7 +68,7 @@ class Evidence:
         return [verdict for verdict in self.verdicts if not verdict.holds]
 
     def rows(self) -> list[Row]:
-        """Sum up by optimizer and engine."""
+        """Sum up by section and engine."""
         groups: dict[tuple[str, str], list[Verdict]] = {}
         for verdict in self.verdicts:
             groups.setdefault((verdict.case.section, verdict.case.engine), []).append(verdict)
@@ -96,6 +99,7 @@ class Evidence:
             "summary": self.summary(),
             "environment": self.environment,
             "close_factor": CLOSE_FACTOR,
+            "layer_factor": LAYER_FACTOR,
             "seconds": round(self.seconds, 1),
             "rows": [{name: finite(value) for name, value in asdict(row).items()} for row in self.rows()],
             "trainings": [training.to_json() for training in self.trainings],
@@ -126,7 +130,7 @@ def finite(value: Any) -> Any:
 
 
 def summarise(section: str, engine: str, verdicts: Sequence[Verdict]) -> Row:
-    """Sum up the verdicts of one optimizer and engine."""
+    """Sum up the verdicts of one section and engine."""
     kinds = [verdict.kind for verdict in verdicts]
     return Row(
         section=section,
@@ -142,13 +146,16 @@ def summarise(section: str, engine: str, verdicts: Sequence[Verdict]) -> Row:
 
 
 def verify(
-    cases: Iterable[Case], trainings: Iterable[str] = (), device: str = "cpu", progress: Progress = lambda _: None
+    cases: Iterable[Case | LayerCase],
+    trainings: Iterable[str] = (),
+    device: str = "cpu",
+    progress: Progress = lambda _: None,
 ) -> Evidence:
-    """Judge each case for `reimpl.optim` against `torch.optim`, and train with the named optimizers.
+    """Judge each case for `reimpl.optim` against `torch.optim` or `reimpl.nn` against `torch.nn`, and train.
 
     Args:
         cases: what to judge.
-        trainings: optimizers for the real run.
+        trainings: the real runs, by the names of their plans.
         device: `cpu` or a CUDA device.
         progress: called after each case and each real run.
 
@@ -158,8 +165,13 @@ def verify(
     started = time.monotonic()
     evidence = Evidence(environment=environment(device))
     for case in cases:
-        ours, theirs = getattr(reimpl.optim, case.optimizer), getattr(torch.optim, case.optimizer)
-        evidence.verdicts.append(judge(ours, theirs, case, device))
+        if isinstance(case, LayerCase):
+            layers = getattr(reimpl.nn, case.layer), getattr(torch.nn, case.layer)
+            verdict = judge_layer(*layers, case, device)
+        else:
+            optimizers = getattr(reimpl.optim, case.optimizer), getattr(torch.optim, case.optimizer)
+            verdict = judge(*optimizers, case, device)
+        evidence.verdicts.append(verdict)
         progress(case.section)
     for name in trainings:
         evidence.trainings.append(train(name, device))

@@ -105,7 +105,7 @@ def float32_cases(name):
     return [
         case
         for case in cases()
-        if case.optimizer == name
+        if case.section == f"optim.{name}"
         and case.engine == "loop"
         and case.dtype == torch.float32
         and case.scenario.name in ("shapes", "missing", "exchange")

@@ -8,7 +8,8 @@ import torch
 import reimpl.optim
 from conftest import OPTIMIZERS
 from reimpl.verify import cases, judge
-from reimpl.verify.cases import DTYPES, ENGINES
+from reimpl.verify.optimizers import ENGINES
+from reimpl.verify.options import DTYPES
 
 GRID = [
     pytest.param(optimizer, engine, dtype, id=f"{optimizer}-{engine}-{dtype}")
@@ -18,7 +19,9 @@ GRID = [
 
 def check(optimizer, engine, dtype, device="cpu"):
     chosen = [
-        case for case in cases() if (case.optimizer, case.engine, case.dtype) == (optimizer, engine, DTYPES[dtype])
+        case
+        for case in cases()
+        if (case.section, case.engine, case.dtype) == (f"optim.{optimizer}", engine, DTYPES[dtype])
     ]
     assert len(chosen) >= 20
     ours, theirs = getattr(reimpl.optim, optimizer), getattr(torch.optim, optimizer)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from conftest import OPTIMIZERS
 from helpers import assert_same, pair, snapshot
-from reimpl.verify.cases import has_tensor, options_of
 from reimpl.verify.distance import same_bits
+from reimpl.verify.optimizers import has_tensor, options_of
 
 settings.register_profile("reimpl", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("reimpl")

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from reimpl.verify import train
-from reimpl.verify.training import BATCH_SIZE, EPOCHS, HELD_OUT, OPTIONS, Digits
+from reimpl.verify.training import BATCH_SIZE, EPOCHS, HELD_OUT, PLANS, Digits
 
 pytest.importorskip("sklearn", reason="the images come from scikit-learn")
 
 
+@pytest.mark.parametrize("name", PLANS)
 def test_both_learn_alike(name):
     training = train(name)
     assert training.holds
@@ -18,8 +19,17 @@ def test_both_learn_alike(name):
     assert len(training.losses) == EPOCHS * -(-(1797 - HELD_OUT) // BATCH_SIZE)
 
 
-def test_every_optimizer_has_options():
-    assert set(OPTIONS) == {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam"}
+def test_every_optimizer_trains():
+    assert {plan.optimizer for plan in PLANS.values()} == {"SGD", "Adagrad", "RMSprop", "Adadelta", "Adam"}
+
+
+@pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if plan.first_principles])
+def test_first_principles_learn_alike(name):
+    training = train(name)
+    assert abs(training.principles_accuracy - training.accuracy) <= 0.005
+    assert len(training.principles_losses) == len(training.losses)
+    assert training.principles_losses != training.losses, "it did not run on other functions"
+    assert training.principles_losses[:10] == pytest.approx(training.losses[:10], rel=1e-3)
 
 
 def test_images_are_held_out():
@@ -42,5 +52,6 @@ def test_callers_random_numbers_are_left_alone():
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("name", PLANS)
 def test_on_cuda(name):
     assert train(name, "cuda").holds

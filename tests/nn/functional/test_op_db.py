@@ -93,7 +93,7 @@ def test_every_function_is_in_the_table():
     assert {info.name.removeprefix("nn.functional.") for info in INFOS.values()} == set(NAMES)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", INFOS)
 def test_every_sample_is_as_exact_as_torch(name, dtype):
     info = INFOS[name]

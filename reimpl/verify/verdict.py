@@ -1,0 +1,61 @@
+"""What came out of a case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from reimpl.verify.layers import LayerCase
+from reimpl.verify.optimizers import Case
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two runs first part.
+
+    Attributes:
+        step: the first step of an optimizer, or pass through a layer, from 1, after which they differ.
+        tensor: which one, as `param[1]`, `state[1].exp_avg` or `gradient of weight`.
+        index: the first element that differs.
+        ours: its value with the class under test, or what is wrong in words.
+        theirs: its value with the reference.
+    """
+
+    step: int
+    tensor: str
+    index: tuple[int, ...]
+    ours: float | str
+    theirs: float | str
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.tensor}{list(self.index)}: {self.ours!r} instead of {self.theirs!r}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out of a case.
+
+    Attributes:
+        case: the case.
+        kind: `exact`: every bit of whatever can be observed is the reference's, after every step. `close`: not, but
+            the error against the oracle is at most the stated multiple of the reference's. `differs`: neither.
+        reference: what of torch's it was compared with last.
+        ulp: the largest distance from the reference, in units in the last place; for an optimizer, at the end.
+        error: the largest error against the oracle, relative to each tensor's scale; for an optimizer, at the end; for
+            a layer, that of the tensor whose error is the largest multiple of the reference's.
+        reference_error: the same of the reference.
+        difference: where the two first part, None if they never do.
+    """
+
+    case: Case | LayerCase
+    kind: Literal["exact", "close", "differs"]
+    reference: Literal["for-loop", "foreach", "kernel"]
+    ulp: int
+    error: float
+    reference_error: float
+    difference: Difference | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the case's claim is met."""
+        return self.kind == "exact" or (self.kind == "close" and self.case.claim == "close")
