@@ -5,6 +5,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+KATEX := docs_tools/node_modules/.package-lock.json
 export NO_MKDOCS_2_WARNING := 1
 export DISABLE_MKDOCS_2_WARNING := true
 
@@ -14,7 +15,7 @@ export DISABLE_MKDOCS_2_WARNING := true
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-verify: $(VENV)/.cli ## prove that every optimizer gives torch's bits; ARGS="--quick --html report.html"
+verify: $(VENV)/.cli ## prove that every optimizer and layer gives torch's bits; ARGS="--quick --html report.html"
 	$(BIN)/reimpl verify $(ARGS)
 
 test: $(VENV)/.test ## run the tests; ARGS="-k sgd"
@@ -27,26 +28,32 @@ lint: $(VENV)/.dev ## check style and format
 types: $(VENV)/.dev ## check the types of reimpl/
 	$(BIN)/mypy
 
-docs: $(VENV)/.docs ## build the documentation into site/
+docs: $(VENV)/.docs $(KATEX) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-serve: $(VENV)/.docs ## build the documentation and show it on localhost
+serve: $(VENV)/.docs $(KATEX) ## build the documentation and show it on localhost
 	$(BIN)/mkdocs serve --strict
 
-bench: $(VENV)/.cli ## time each engine's step beside torch's; ARGS="--json times.json"
+bench: $(VENV)/.cli ## time optimizers and layers beside torch's; ARGS="--rounds 3"
 	$(BIN)/python benchmarks/optim_step.py $(ARGS)
+	$(BIN)/python benchmarks/layers.py $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## remove what the other commands made, the environment included
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs_tools/node_modules site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "reimpl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(KATEX): docs_tools/package-lock.json
+	@command -v npm >/dev/null || { echo "the documentation's formulas are rendered by Node.js: install node and npm"; exit 1; }
+	npm ci --silent --prefix docs_tools
+	@touch $@
 
 # One mark for each of the package's extras: .cli, .test, .docs, .dev
 $(VENV)/.%: pyproject.toml $(VENV)/bin/python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,8 +91,8 @@ def unswap(model: Module) -> Swap:
                 set_functional(module, torch.nn.functional)
             module.__class__ = TORCHS[found]
             report.swapped[name] = f"{spell(found)} → {spell(type(module))}"
-        elif isinstance(module, tuple(TORCHS)):
-            report.left[name] = f"{spell(found)} is a subclass of ours"
+        elif reason := subclass_of(found, TORCHS):
+            report.left[name] = reason
     return report
 
 
@@ -113,10 +114,15 @@ def why_left(found: type[Module]) -> str | None:
     """Return why a class is not swapped, or None if it is no layer of torch's."""
     if found in TORCHS or issubclass(found, HOLDERS):
         return None
-    for theirs in OURS:
-        if issubclass(found, theirs):
-            return f"{spell(found)} is a subclass of {spell(theirs)}"
+    if reason := subclass_of(found, OURS):
+        return reason
     return f"{spell(found)} is not in reimpl.nn" if found.__module__.startswith("torch.nn.modules.") else None
+
+
+def subclass_of(found: type[Module], layers: Iterable[type[Module]]) -> str | None:
+    """Say of which of the layers a class is a subclass, or return None if it is of none."""
+    bases = [f"{spell(found)} is a subclass of {spell(layer)}" for layer in layers if issubclass(found, layer)]
+    return bases[0] if bases else None
 
 
 def spell(found: type[Module]) -> str:

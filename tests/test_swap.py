@@ -49,7 +49,8 @@ def step(model, seed=4):
     """Return loss, gradients and buffers of a pass."""
     torch.manual_seed(seed)
     model.zero_grad()
-    loss = model(*batch())
+    images, labels = batch()
+    loss = model(images.to(model.head.weight.dtype), labels)
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
 

@@ -1,0 +1,84 @@
+"""What the documentation is built with beside mkdocs: source code from the package, and formulas without JavaScript."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+TOOLS = Path(__file__).parent
+KATEX = TOOLS / "node_modules" / "katex" / "dist"
+SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.M)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</\1>', re.S)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put in the source code that a page asks for, and make of a block that the tests run a plain one."""
+
+    def show(match: re.Match[str]) -> str:
+        try:
+            return f"```python\n{source_of(match[1])}```"
+        except (AttributeError, ModuleNotFoundError) as error:
+            raise PluginError(f"{page.file.src_uri}: there is no {match[1]} to show: {error}") from error
+
+    return SOURCE.sub(show, markdown.replace("```python run\n", "```python\n"))
+
+
+def source_of(path: str) -> str:
+    """Return the source of a function, class or method by its dotted path."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            found = getattr(found, name)
+        return textwrap.dedent(inspect.getsource(found))
+    raise ModuleNotFoundError(path)
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Render every formula of every page by one run of KaTeX, and copy its style sheet and fonts."""
+    if not KATEX.is_dir():
+        raise PluginError(f"KaTeX is not installed; run: npm ci --prefix {TOOLS.name}")
+    site = Path(config.site_dir)
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    where = {formula(match): path for path, text in pages.items() for match in FORMULA.finditer(text)}
+    rendered = render(list(where), [str(path.relative_to(site)) for path in where.values()])
+    for path, text in pages.items():
+        if "arithmatex" in text:
+            path.write_text(FORMULA.sub(lambda match: rendered[formula(match)], text), encoding="utf-8")
+    target = site / "katex"
+    (target / "fonts").mkdir(parents=True, exist_ok=True)
+    shutil.copy(KATEX / "katex.min.css", target)
+    for font in (KATEX / "fonts").glob("*.woff2"):
+        shutil.copy(font, target / "fonts")
+
+
+def formula(match: re.Match[str]) -> tuple[str, bool]:
+    """Return a formula's TeX, and whether it stands on lines of its own."""
+    return html.unescape(match[2] or match[3] or ""), match[1] == "div"
+
+
+def render(formulas: list[tuple[str, bool]], pages: list[str]) -> dict[tuple[str, bool], str]:
+    """Return the HTML of each formula."""
+    given = json.dumps([{"tex": tex, "display": display} for tex, display in formulas])
+    try:
+        done = subprocess.run(["node", TOOLS / "render.mjs"], input=given, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise PluginError("the documentation's formulas are rendered by Node.js; there is no `node` here") from error
+    found = json.loads(done.stdout)
+    wrong = [f"{page}: {x['error']}" for page, x in zip(pages, found, strict=True) if isinstance(x, dict)]
+    if wrong:
+        raise PluginError("\n".join(wrong))
+    return dict(zip(formulas, found, strict=True))

@@ -1,0 +1,13 @@
+// Reads a JSON list of {tex, display} and writes the list of their HTML, or of {error}.
+import katex from "katex";
+
+let text = "";
+for await (const part of process.stdin) text += part;
+const render = ({ tex, display }) => {
+  try {
+    return katex.renderToString(tex, { displayMode: display, throwOnError: true, strict: "error" });
+  } catch (error) {
+    return { error: error.message };
+  }
+};
+process.stdout.write(JSON.stringify(JSON.parse(text).map(render)));
