@@ -17,12 +17,14 @@ from mkdocs.exceptions import PluginError
 
 TOOLS = Path(__file__).parent
 KATEX = TOOLS / "node_modules" / "katex" / "dist"
+RESULTS = TOOLS.parent / "benchmarks" / "results"
+TIMES = re.compile(r"^<!-- layer times: ([\w.-]+) -->$", re.M)
 SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</\1>', re.S)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the source code that a page asks for, and make of a block that the tests run a plain one."""
+    """Put in the source code and tables that a page asks for, and make of a block that the tests run a plain one."""
 
     def show(match: re.Match[str]) -> str:
         try:
@@ -30,7 +32,29 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         except (AttributeError, ModuleNotFoundError) as error:
             raise PluginError(f"{page.file.src_uri}: there is no {match[1]} to show: {error}") from error
 
+    markdown = TIMES.sub(lambda match: times_table(RESULTS / match[1]), markdown)
     return SOURCE.sub(show, markdown.replace("```python run\n", "```python\n"))
+
+
+def times_table(file: Path) -> str:
+    """Return the table of a run of `benchmarks/layers.py`."""
+    evidence = json.loads(file.read_text(encoding="utf-8"))
+    where = evidence["environment"]
+    lines = [
+        "| layer | input | torch, ms | on kernels | first principles | peak, MiB | torch's |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in evidence["layers"]:
+        times = f"{1e3 * row['torch']:.2f} | {row['kernels'] / row['torch']:.2f} | "
+        times += f"{row['first_principles'] / row['torch']:.2f}"
+        memory = f"{row['peak'] / 2**20:.1f} | {row['torch_peak'] / 2**20:.1f}"
+        lines.append(f"| `{row['layer']}` | {' × '.join(map(str, row['shape']))} | {times} | {memory} |")
+    lines += [
+        "",
+        f"Forward and backward, measured with torch {where['torch']} on {where['device_name']}, "
+        f"{where['threads']} threads, {where['date'][:10]}: torch's time, and ours as a multiple of it.",
+    ]
+    return "\n".join(lines)
 
 
 def source_of(path: str) -> str:

@@ -23,9 +23,9 @@ class Layer(Module):
 
     functional: Any = torch.nn.functional
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Not super(): next in line is torch's own layer, with a constructor that is written again here.
-        Module.__init__(self)
+        Module.__init__(self, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what `pickle` and `deepcopy` take: a module of functions goes by its name."""

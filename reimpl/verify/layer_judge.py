@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import Any
 
@@ -126,8 +125,7 @@ class LayerRun:
         self.device = device
         self.dtype = case.dtype
         options = {name: self.given(value) for name, value in case.options.items()}
-        parameters = inspect.signature(layer).parameters.values()
-        if any(parameter.name == "dtype" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        if hasattr(layer, "reset_parameters"):
             options |= {"device": device, "dtype": case.dtype}
         torch.manual_seed(0)
         self.layer = layer(**options)

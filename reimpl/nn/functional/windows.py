@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -45,13 +44,16 @@ def add_windows(
         A tensor of shape (*, sizes).
     """
     n = len(kernel)
-    counts = windows.shape[-2 * n : -n]
-    total = windows.new_zeros((*windows.shape[: -2 * n], *size))
-    for taps in itertools.product(*map(range, kernel)):
-        starts = [tap * spread for tap, spread in zip(taps, dilation, strict=True)]
-        seen = tuple(
-            slice(start, start + (count - 1) * step + 1, step)
-            for start, count, step in zip(starts, counts, stride, strict=True)
-        )
-        total[..., *seen] += windows[..., *taps]
+    first = windows.dim() - 2 * n
+    total = windows.movedim(tuple(range(-n, 0)), tuple(range(first, first + n)))
+    # One dimension after the other: each leaves less to add for the next.
+    for dim, (length, step, spread) in enumerate(zip(size, stride, dilation, strict=True), start=-n):
+        taps = total.unbind(first)
+        shape = [*total.shape[:first], *total.shape[first + 1 :]]
+        reach = (shape[dim] - 1) * step + 1
+        shape[dim] = length
+        total = total.new_zeros(shape)
+        for tap, values in enumerate(taps):
+            seen = total.narrow(dim, tap * spread, reach).movedim(dim, -1)[..., ::step]
+            seen += values.movedim(dim, -1)
     return total
