@@ -35,8 +35,7 @@ class ReLU(Layer, torch.nn.ReLU):
     $$y = \max(x, 0)$$
 
     Args:
-        inplace: whether the output takes the input's place in memory. Whoever else needs the input then finds the
-            output; autograd notices where it is the one.
+        inplace: whether the output takes the input's place in memory. It is an error if a backward needs that input.
 
     Shape:
         Input and output $(*)$, any.
@@ -114,7 +113,7 @@ class Softmax(AlongDim, torch.nn.Softmax):
 
     Differs from torch: nothing.
 
-    Source: Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs, 1990, equation 11;
+    Source: Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs, 1990;
     `torch/nn/modules/activation.py`.
     """
 

@@ -44,7 +44,8 @@ class Sequential(Layer, torch.nn.Sequential):
             for name, module in args[0].items():
                 self.add_module(name, module)
         else:
-            self.extend(args)
+            for i, module in enumerate(args):
+                self.add_module(str(i), module)
 
     def forward(self, input: Any) -> Any:
         """Return what the last layer makes of it."""

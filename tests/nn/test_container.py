@@ -196,7 +196,7 @@ def test_copies():
 def test_repeating_named_layers():
     container = named(ours)
     container *= 2
-    assert list(container._modules) == ["first", "act", "last", "3", "4"]
+    assert list(container._modules) == ["first", "act", "last", "3", "4", "5"]
 
 
 def test_an_empty_chain_is_the_identity():

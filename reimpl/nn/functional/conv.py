@@ -80,7 +80,7 @@ def conv1d(
     Low precision is computed in float32.
 
     Source: Chellapilla, Puri, Simard, High Performance Convolutional Neural Networks for Document Processing, 2006,
-    section 3.1; `aten/src/ATen/native/Convolution.cpp`.
+    section 3; `aten/src/ATen/native/Convolution.cpp`.
     """
     return convolution(1, input, weight, bias, stride, padding, dilation, groups)
 

@@ -129,7 +129,8 @@ def cross_entropy(
 
     Differs from torch: nothing that is documented. Inside, torch takes log-softmax and `nll_loss` one after the other.
 
-    Costs: about torch's time. The forward keeps no probabilities; the backward computes them from the input again.
+    Costs: one to two times torch's time. The numerators of softmax are kept for the backward, as torch keeps
+    log-softmax, but beside the input: one more tensor of its size. There is never a one-hot matrix.
 
     Source: Szegedy et al., Rethinking the Inception Architecture, 2016, section 7 (label smoothing);
     `aten/src/ATen/native/LossNLL.cpp`, which alone says how weight and smoothing combine.
@@ -144,7 +145,7 @@ def cross_entropy(
     smoothing = max(label_smoothing, 0.0)
     output: Tensor
     if soft:
-        output = SoftCrossEntropy.run(*as_batch(input, target), weight, smoothing, reduction)
+        output, *_ = SoftCrossEntropy.run(*as_batch(input, target), weight, smoothing, reduction)
     else:
         check_classes(input, target, weight)
         x, target = as_batch(input, target)
@@ -154,7 +155,7 @@ def cross_entropy(
             of_all = x.new_ones(x.shape[1]) if weight is None else weight
             floor = by_class(widen(of_all), x) * (smoothing / x.shape[1])
         index, ignored, weights = classes_of(x, target, weight, ignore_index)
-        output = CrossEntropy.run(x, index, ignored, weights, floor, smoothing, reduction)
+        output, *_ = CrossEntropy.run(x, index, ignored, weights, floor, smoothing, reduction)
     return output.reshape(()) if input.dim() == 1 else output
 
 
@@ -195,33 +196,32 @@ class CrossEntropy(Operation):
         floor: Tensor | None,
         smoothing: float,
         reduction: str,
-    ) -> Tensor:
-        x = widen(input)
-        picked = pick(x, index)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         peak, mass = peak_and_mass(weights, floor, smoothing)
-        top = x.amax(1, keepdim=True)
-        shifted = x - top
-        expected = peak * (picked - top)  # the sum of q (x - m) over the classes
+        shifted = shift(widen(input))
+        expected = peak * pick(shifted, index)  # the sum of q (x - m) over the classes
         if floor is not None:
             expected = expected + (floor * shifted).sum(1, keepdim=True)
-        log_sum = shifted.exp_().sum(1, keepdim=True).log()
-        losses = torch.where(ignored, 0, mass * log_sum - expected)
-        return reduced(losses, weights.sum(), reduction).to(input.dtype)
+        exp = shifted.exp_()
+        total = exp.sum(1, keepdim=True)
+        losses = torch.where(ignored, 0, mass * total.log() - expected)
+        return reduced(losses, weights.sum(), reduction).to(input.dtype), exp, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         *tensors, ctx.smoothing, ctx.reduction = inputs
-        ctx.save_for_backward(*tensors)
+        _, exp, total = output
+        ctx.mark_non_differentiable(exp, total)
+        ctx.save_for_backward(*tensors, exp, total)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, index, ignored, weights, floor = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        input, index, ignored, weights, floor, exp, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative, they are functions of x again
+            exp, total = exponentials(widen(input))
         peak, mass = peak_and_mass(weights, floor, ctx.smoothing)
         g = torch.where(ignored, 0, of_each(grad, weights.sum(), ctx.reduction))
-
-        x = widen(input)
-        exp = (x - x.amax(1, keepdim=True).detach()).exp_()  # m is a constant, as it cancels
-        grad_input = exp * (g * mass / exp.sum(1, keepdim=True))  # g softmax(x) ∑ q
+        grad_input = exp * (g * mass / total)  # g softmax(x) ∑ q
         grad_input.scatter_add_(1, index, -g * peak)  # - g q, its peak
         if floor is not None:
             grad_input.addcmul_(g, floor, value=-1)  # and its floor
@@ -234,47 +234,63 @@ class SoftCrossEntropy(Operation):
     autocast = "float32"
 
     @staticmethod
-    def forward(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: str) -> Tensor:
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q = smoothed(widen(target), smoothing)
         dtype = torch.promote_types(input.dtype, target.dtype)
         if weight is not None:
             q = q * by_class(weight, input)
             dtype = torch.promote_types(dtype, weight.dtype)
-        losses = -(q * log_softmax(widen(input))).sum(1, keepdim=True)
-        return reduced(losses, losses.numel(), reduction).to(dtype)
+        shifted = shift(widen(input))
+        expected = (q * shifted).sum(1, keepdim=True)  # the sum of q (x - m) over the classes
+        exp = shifted.exp_()
+        total = exp.sum(1, keepdim=True)
+        losses = q.sum(1, keepdim=True) * total.log() - expected
+        return reduced(losses, losses.numel(), reduction).to(dtype), exp, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         *tensors, ctx.smoothing, ctx.reduction = inputs
-        ctx.save_for_backward(*tensors)
+        _, exp, total = output
+        ctx.mark_non_differentiable(exp, total)
+        ctx.save_for_backward(*tensors, exp, total)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, weight, exp, total = ctx.saved_tensors
         needs_input, needs_target, needs_weight, *_ = ctx.needs_input_grad
-        g = of_each(grad, input[:, :1].numel(), ctx.reduction)
+        x = widen(input)
+        if torch.is_grad_enabled():  # for a second derivative, they are functions of x again
+            exp, total = exponentials(x)
+        g = of_each(grad, total.numel(), ctx.reduction)
         t = smoothed(widen(target), ctx.smoothing)
-        q = t if weight is None else t * by_class(weight, input)
-        log_p = log_softmax(widen(input))
+        w = None if weight is None else by_class(weight, input)
         grad_input = grad_target = grad_weight = None
         if needs_input:
-            grad_input = log_p.exp() * (g * q.sum(1, keepdim=True))  # g softmax(x) ∑ q
+            q = t if w is None else t * w
+            grad_input = exp * (g * q.sum(1, keepdim=True) / total)  # g softmax(x) ∑ q
             grad_input = grad_input.addcmul_(g, q, value=-1).to(input.dtype)  # - g q
-        if needs_target:
-            grad_target = -g * (1 - ctx.smoothing) * log_p
-            if weight is not None:
-                grad_target = grad_target * by_class(weight, input)
-            grad_target = grad_target.to(target.dtype)
-        if needs_weight:
-            others = [dim for dim in range(input.dim()) if dim != 1]
-            grad_weight = (-g * t * log_p).sum(others).to(weight.dtype)
+        if needs_target or needs_weight:
+            by_likelihood = -g * (shift(x) - total.log())  # -g log softmax(x)
+            if needs_target:
+                by_target = by_likelihood * (1 - ctx.smoothing)
+                grad_target = (by_target if w is None else by_target * w).to(target.dtype)
+            if needs_weight:
+                others = [dim for dim in range(input.dim()) if dim != 1]
+                grad_weight = (by_likelihood * t).sum(others).to(weight.dtype)
         return grad_input, grad_target, grad_weight, None, None
 
 
-def log_softmax(x: Tensor) -> Tensor:
-    """Return the logarithm of softmax over dimension 1. No exp overflows once the maximum is subtracted."""
-    shifted = x - x.amax(1, keepdim=True).detach()
-    return shifted.sub_(shifted.exp().sum(1, keepdim=True).log())
+def shift(x: Tensor) -> Tensor:
+    """Return $x - m$, which no exp overflows. The result does not depend on $m$: a constant for derivatives."""
+    return x - x.amax(1, keepdim=True).detach()
+
+
+def exponentials(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return $e^{x - m}$ and its sum over the classes, numerator and denominator of softmax."""
+    exp = shift(x).exp_()
+    return exp, exp.sum(1, keepdim=True)
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:

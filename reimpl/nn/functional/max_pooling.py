@@ -66,12 +66,13 @@ def max_pool1d(
         RuntimeError: if the numbers make no sense, or no window fits.
         NotImplementedError: if the dtype is boolean or complex. Without indices, `max_pool1d` takes no integers.
 
-    Differs from torch: a dilated window, half of it padding, may step over a very short input and see nothing. torch
-    returns $-\infty$ and an index outside of the plane, and on the CPU its backward writes there; here it is an error.
-    Under autocast on the CPU torch's `max_pool3d` computes in float32, here in the input's dtype: a maximum is exact.
+    Differs from torch: over an input shorter than its dilation, a window may see nothing but padding. torch returns
+    $-\infty$ and an index outside of the plane, and its backward on the CPU writes there; here it is refused. Of a
+    window of $-\infty$ in a channels_last volume, torch names an element of the first slice. Under autocast on the
+    CPU torch's `max_pool3d` returns float32, here the input's dtype: a maximum is exact.
 
-    Costs: for each dimension one pass for the maxima and one for NaN over all windows ($K / s$ times the
-    input), where torch compares all taps of a window in registers. The indices are kept, the input is not.
+    Costs: for each dimension, one pass over all its windows ($K / s$ times the values) for the maxima and two for NaN,
+    and indices of 8 bytes; torch compares all taps of a window in one. The input is not kept for backward.
 
     Source: `aten/src/ATen/native/cpu/MaxPoolKernel.cpp`.
     """

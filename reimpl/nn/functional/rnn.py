@@ -164,7 +164,8 @@ def lstm_cell(
         if state.size(1) != w_hh.size(1):
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {w_hh.size(1)}")
     h, c, *_ = LSTM.run([len(input)], input, *hx, w_ih, w_hh, b_ih, b_hh, None)
-    return h, c
+    # Copies: the caller may change them in place, and the backward needs what they were.
+    return h.clone(), c.clone()
 
 
 def padded_lstm(
@@ -230,7 +231,8 @@ def stack(
             h_n.append(output.index_select(0, last))
             c_n.append(cells.index_select(0, last))
             outputs.append(output.index_select(0, mirrored) if reverse else output)
-        input = torch.cat(outputs, dim=1) if bidirectional else output
+        # A copy even of one: the caller may change it in place, and the backward needs what it was.
+        input = torch.cat(outputs, dim=1)
         if layer < num_layers - 1:
             input = drop(input, dropout, train)
     return input, torch.stack(h_n), torch.stack(c_n)
@@ -260,7 +262,8 @@ class LSTM(Operation):
         input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr = widened(input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_hr)
         # What the input adds to each gate, in one product for all steps. The loop makes the gates of it, in place.
         gates = from_input(input, w_ih, b_ih, b_hh)
-        cells, tanh_cells = c.new_empty(2, len(input), c.shape[1])
+        cells = c.new_empty(len(input), c.shape[1])
+        tanh_cells = torch.empty_like(cells)
         output = h.new_empty(len(input), h.shape[1])
         steps = (torch.split(rows, sizes) for rows in (gates, *gates.chunk(4, dim=1), cells, tanh_cells, output))
         for gates_t, i, f, g, o, c_t, tanh_c, h_t in zip(*steps, strict=True):

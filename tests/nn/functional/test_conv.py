@@ -357,7 +357,7 @@ def test_padding_of_other_dtypes(dtype, mode):
 def test_padding_adds_gradients_up_in_float32():
     x = torch.zeros(1, 1, 2, dtype=torch.bfloat16, requires_grad=True)
     ours.pad(x, (300, 0), "replicate").sum().backward()
-    # One by one in bfloat16, the sum would stop at 256.
+    # Added up one by one in bfloat16, as by torch, the sum stops at 256.
     assert x.grad.tolist() == [[[torch.tensor(301.0).bfloat16().item(), 1.0]]]
 
 

@@ -36,10 +36,11 @@ EVERY = {"max_pool1d": 8, "max_pool2d": 13, "max_pool3d": 5}
 """torch has over a thousand samples of these; every so-manieth is run here, every one of `dtype=float32` forward."""
 
 
-def ours_of(info):
+def pair(info):
+    """Return our function and torch's."""
     name = info.name.removeprefix("nn.functional.")
     assert name in reimpl.nn.functional.__all__, f"reimpl.nn.functional.{name} is torch's own"
-    return getattr(reimpl.nn.functional, name)
+    return getattr(reimpl.nn.functional, name), getattr(torch.nn.functional, name)
 
 
 def samples(info, dtype, every=1, requires_grad=True):
@@ -100,10 +101,11 @@ def test_every_sample_is_as_exact_as_torch(name, dtype):
     if dtype not in info.dtypes:
         pytest.skip(f"torch's {name} has no {dtype}")
     every = 1 if dtype == torch.float32 else EVERY.get(name, 1)
+    mine, torchs = pair(info)
     for args, kwargs in samples(info, dtype, every):
-        ours = run(ours_of(info), fresh(args), fresh(kwargs))
-        theirs = run(info.op, fresh(args), fresh(kwargs))
-        oracle = run(info.op, widened(args), widened(kwargs))
+        ours = run(mine, fresh(args), fresh(kwargs))
+        theirs = run(torchs, fresh(args), fresh(kwargs))
+        oracle = run(torchs, widened(args), widened(kwargs))
         for what, *values in zip(("output", "gradient"), ours, theirs, oracle, strict=True):
             assert_close(*values, (what, [getattr(a, "shape", a) for a in args], kwargs))
 
@@ -111,12 +113,13 @@ def test_every_sample_is_as_exact_as_torch(name, dtype):
 @pytest.mark.parametrize("name", [name for name, info in INFOS.items() if info.error_inputs_func])
 def test_every_erroneous_input_gives_the_error_of_torch(name):
     info = INFOS[name]
+    mine, torchs = pair(info)
     for wrong in info.error_inputs("cpu"):
         sample = wrong.sample_input
         with pytest.raises(wrong.error_type) as theirs:
-            info.op(sample.input, *sample.args, **sample.kwargs)
+            torchs(sample.input, *sample.args, **sample.kwargs)
         with pytest.raises(wrong.error_type, match=wrong.error_regex) as ours:
-            ours_of(info)(sample.input, *sample.args, **sample.kwargs)
+            mine(sample.input, *sample.args, **sample.kwargs)
         assert re.sub(r"\W+", " ", str(ours.value)) == re.sub(r"\W+", " ", str(theirs.value))
 
 
@@ -124,6 +127,7 @@ def test_every_erroneous_input_gives_the_error_of_torch(name):
 def test_gradients_of_first_and_second_order(name):
     info = INFOS[name]
     every = 8 * EVERY.get(name, 1)
+    mine, _ = pair(info)
     checked = 0
     for args, kwargs in samples(info, torch.float64, every):
         args, kwargs = fresh(args), fresh(kwargs)
@@ -133,7 +137,7 @@ def test_gradients_of_first_and_second_order(name):
 
         def function(*_, args=args, kwargs=kwargs):
             torch.manual_seed(3)
-            outputs = leaves(ours_of(info)(*args, **kwargs))
+            outputs = leaves(mine(*args, **kwargs))
             return tuple(output for output in outputs if output.is_floating_point())
 
         assert torch.autograd.gradcheck(function, tensors, fast_mode=True)

@@ -333,7 +333,7 @@ def wrong_calls():
         for kind in ("max", "avg"):
             name = f"{kind}_pool{n}d"
             for options in (
-                {"kernel_size": 0},
+                {"kernel_size": 0, "stride": 1},
                 {"kernel_size": -1},
                 {"kernel_size": 7},
                 {"kernel_size": ()},
