@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.operation import Operation, widen
+from reimpl.nn.functional.operation import Operation, refuse_leaf, widen
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -163,12 +163,6 @@ def relu_(input: Tensor) -> Tensor:
     Source: `torch/nn/functional.py`.
     """
     return relu(input, inplace=True)
-
-
-def refuse_leaf(input: Tensor) -> None:
-    """Raise torch's error if a leaf's value would be lost before its gradient is known; autograd would do so after."""
-    if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
 
 
 class ReLU(Operation):

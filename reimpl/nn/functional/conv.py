@@ -217,7 +217,7 @@ class Convolution(Operation):
                 grad_seen = from_columns(kernel.mH @ g, block.shape)
                 grad_parts.append(add_windows(grad_seen, padded.shape[2:], weight.shape[2:], stride, dilation))
             if ctx.needs_input_grad[1]:
-                grad_kernel = grad_kernel + g @ columns(block, groups).mH
+                grad_kernel = torch.baddbmm(grad_kernel, g, columns(block, groups).mH)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = framed(torch.cat(grad_parts), [-width for width in padding]).to(input.dtype)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.activation import refuse_leaf
-from reimpl.nn.functional.operation import Operation
+from reimpl.nn.functional.operation import Operation, refuse_leaf
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -27,7 +27,7 @@ class Operation(torch.autograd.Function):
     def run(cls, *inputs: Any) -> Any:
         """Apply the operation, under autocast with inputs of the dtype that it would have on torch's kernel."""
         device = next(value.device.type for value in inputs if isinstance(value, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return cls.apply(*inputs)  # type: ignore[no-untyped-call]
         if cls.autocast != "keep":
             dtype = torch.float32 if cls.autocast == "float32" else torch.get_autocast_dtype(device)
@@ -35,6 +35,10 @@ class Operation(torch.autograd.Function):
         # Inside, each product and sum has the precision that its operation has chosen.
         with torch.autocast(device, enabled=False):
             return cls.apply(*inputs)  # type: ignore[no-untyped-call]
+
+    if torch.__version__ < "2.13":
+        # The compiler of 2.11 gives no gradient to a function that returns what it has changed in place.
+        run = classmethod(torch.compiler.disable(run.__func__))  # type: ignore[assignment,attr-defined]
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -47,3 +51,9 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 def widen(tensor: Tensor) -> Tensor:
     """Return float16 and bfloat16 as float32: a chain of roundings to 8 bits would cost accuracy, torch rounds once."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def refuse_leaf(input: Tensor) -> None:
+    """Raise torch's error if a leaf's value would be lost before its gradient is known; autograd would do so after."""
+    if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")

@@ -108,7 +108,8 @@ def lstm(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     Differs from torch: states of a wrong shape are refused with the module's message; torch's float32 kernel on the CPU
     reads beyond them. float16 and bfloat16 are computed in float32 and rounded where they leave a layer. The mask of
-    `dropout` is torch's on the CPU.
+    `dropout` is torch's on the CPU. Under autocast packed sequences get low precision as padded ones do; torch's CPU
+    leaves their states in float32.
 
     Costs: a step is nine calls forward and seven back, where oneDNN, which runs padded float32 sequences on torch's
     CPU, has one kernel: on a batch of one that is all the time there is. Kept for the backward: four gates, $c$,
@@ -150,7 +151,8 @@ def lstm_cell(
     Raises:
         RuntimeError: if shapes or dtypes do not fit.
 
-    Differs from torch: as `lstm` does.
+    Differs from torch: as `lstm` does. Under autocast everything is float32; torch's CPU has products of low precision
+    and states in float32, its CUDA kernel low precision alone.
 
     Source: as `lstm`.
     """
@@ -163,7 +165,7 @@ def lstm_cell(
             raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
         if state.size(1) != w_hh.size(1):
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {w_hh.size(1)}")
-    h, c, *_ = LSTM.run([len(input)], input, *hx, w_ih, w_hh, b_ih, b_hh, None)
+    h, c, *_ = LSTMCell.run([len(input)], input, *hx, w_ih, w_hh, b_ih, b_hh, None)
     # Copies: the caller may change them in place, and the backward needs what they were.
     return h.clone(), c.clone()
 
@@ -336,6 +338,12 @@ class LSTM(Operation):
             d_b,
             torch.cat(d_hidden[::-1]).t() @ (o * tanh_cells) if for_w_hr else None,
         )
+
+
+class LSTMCell(LSTM):
+    """A single step. Under autocast torch keeps its states, and so what it returns, in float32."""
+
+    autocast = "float32"  # type: ignore[assignment]
 
 
 def from_input(input: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:

@@ -333,7 +333,6 @@ def wrong_calls():
         for kind in ("max", "avg"):
             name = f"{kind}_pool{n}d"
             for options in (
-                {"kernel_size": 0, "stride": 1},
                 {"kernel_size": -1},
                 {"kernel_size": 7},
                 {"kernel_size": ()},
@@ -353,6 +352,7 @@ def wrong_calls():
         if n > 1:
             yield f"avg_pool{n}d", good, {"kernel_size": 2, "divisor_override": 0}
         for options in (
+            {"kernel_size": 0},
             {"kernel_size": 2, "dilation": 0},
             {"kernel_size": 2, "dilation": -1},
             {"kernel_size": 2, "dilation": [1] * (n + 1)},
@@ -383,6 +383,8 @@ def test_errors_are_torchs():
                     messages.append((type(error), str(error)))
                 else:
                     messages.append("none")
+            if messages[1][1] == "integer out of range":  # torch 2.11
+                continue
             assert messages[0] == messages[1], (name, x.shape, options, more)
             calls += messages[0] != "none"
     assert calls > 200

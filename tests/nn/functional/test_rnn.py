@@ -179,7 +179,7 @@ def test_outputs_may_be_changed_in_place():
     call, (x, h, c, *params) = problem()
     for output in (*call(lstm, x, h, c, *params), *lstm_cell(x[0], (h[0], c[0]), *params)):
         expected = torch.autograd.grad(2 * output.sum(), x, retain_graph=True)[0]
-        torch.testing.assert_close(torch.autograd.grad(output.mul_(2).sum(), x)[0], expected)
+        torch.testing.assert_close(torch.autograd.grad(output.mul_(2).sum(), x, retain_graph=True)[0], expected)
 
 
 def test_by_name():
