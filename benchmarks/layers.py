@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from timing import Step, compare, peak_memory
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import reimpl.nn
 import reimpl.nn.functional
@@ -41,6 +42,7 @@ class Workload:
         shape: of the input.
         target: the ratio that first principles should stay below.
         options: further arguments of the constructor.
+        packed: whether the sequences are of many lengths, and packed.
     """
 
     layer: str
@@ -48,12 +50,13 @@ class Workload:
     shape: tuple[int, ...]
     target: float = 3
     options: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
 
     @property
     def name(self) -> str:
         """The layer as one would type it."""
         parts = [*map(repr, self.arguments), *(f"{name}={value!r}" for name, value in self.options.items())]
-        return f"{self.layer}({', '.join(parts)})"
+        return f"{self.layer}({', '.join(parts)}){' packed' if self.packed else ''}"
 
 
 WORKLOADS = [
@@ -108,6 +111,9 @@ WORKLOADS = [
     Workload("LSTM", (128, 256), (100, 16, 128), 1.5),
     Workload("LSTM", (32, 64), (200, 1, 32), 1.5),
     Workload("LSTM", (64, 64, 2), (30, 16, 64), 1.5, {"bidirectional": True}),
+    Workload("LSTM", (64, 128), (50, 32, 64), 1.5, {"proj_size": 64}),
+    Workload("LSTM", (64, 128), (50, 32, 64), 1.5, packed=True),
+    Workload("LSTM", (128, 256), (100, 16, 128), 1.5, packed=True),
     Workload("LSTMCell", (64, 128), (64, 64), 3),
 ]
 
@@ -118,12 +124,18 @@ def prepare(workload: Workload, package: Any, functional: Any, device: str) -> S
     layer = getattr(package, workload.layer)(*workload.arguments, **workload.options).to(device)
     if functional is not None:
         layer.functional = functional
-    given = torch.randn(workload.shape, device=device, requires_grad=True)
+    leaf = torch.randn(workload.shape, device=device)
+    given: Any = leaf
+    if workload.packed:
+        longest, count, _ = workload.shape
+        given = pack_padded_sequence(leaf, torch.linspace(longest, longest / 4, count).long())
+        leaf = given.data
+    leaf.requires_grad_()
     targets = ()
     if workload.layer.endswith("Loss"):
         size = (workload.shape[0], *workload.shape[2:])
         targets = (torch.randint(workload.shape[1], size, device=device),)
-    leaves = [given, *layer.parameters()]
+    leaves = [leaf, *layer.parameters()]
     output = first(layer(given, *targets))
     upstream = torch.randn_like(output)
 

@@ -63,7 +63,7 @@ def test_report():
         *("several.0", "drop", "rows", "head", "loss"),
     }
     assert report.left == {
-        "scaled": "test_swap.Scaled is a subclass of torch.nn.Linear",
+        "scaled": f"{__name__}.Scaled is a subclass of torch.nn.Linear",
         "unknown": "torch.nn.GELU is not in reimpl.nn",
     }
     assert str(report).startswith("swapped 12 layers, left 2\n  features: torch.nn.Sequential → reimpl.nn.Sequential")

@@ -176,7 +176,7 @@ class LSTM(Layer, torch.nn.LSTM):
         return getattr(self, name) if hasattr(self, name) else None
 
     def _remember_weights(self) -> None:
-        # Weakly: the tensors of a functional_call should not outlive it.
+        # Weakly: what has been replaced need not be kept alive to be compared.
         self._flat_weight_refs = [None if weight is None else weakref.ref(weight) for weight in self._flat_weights]
 
     def _weights_have_changed(self) -> bool:
@@ -224,7 +224,7 @@ class LSTM(Layer, torch.nn.LSTM):
                 )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Apply a function to the parameters, as `to` does; they are flat afterwards if they were before."""
+        """Apply a function to the parameters, as `to` does. On CUDA they are flat afterwards."""
         # torch's swap_tensors refuses tensors with weak references.
         self._flat_weight_refs = []
         module = Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]

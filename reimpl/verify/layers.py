@@ -325,7 +325,10 @@ TABLES: dict[str, tuple[str | None, list[tuple[Options, Input]]]] = {
     "NLLLoss": ("nll_loss", product(losses(), labelled(log_shares))),
     "CrossEntropyLoss": (
         "cross_entropy",
-        product(losses(label_smoothing=[0.0, 0.2]), [*labelled(lambda x: x), *labelled(lambda x: 1e4 * x)[:1]])
+        product(
+            losses(label_smoothing=[0.0, 0.2]),
+            [*labelled(lambda x: x), Input("±1e4", lambda draw: (1e4 * draw.normal(6, CLASSES), draw.classes(6)))],
+        )
         + product(
             grid(weight=[None, CLASS_WEIGHTS], reduction=["mean", "sum", "none"], label_smoothing=[0.0, 0.2]),
             probable(),

@@ -59,8 +59,8 @@ float64 run, relative to the tensor's largest value; the worst are those of floa
 """
 LAYER_NOTE = f"""
 kernels: on torch's kernels every bit of initial values, outputs, gradients and buffers is torch's. first principles:
-the error of each tensor against a float64 run is at most {LAYER_FACTOR:g} times torch's; worst is the tensor for which
-it is the largest multiple (ratio), where torch's counts as one rounding at least.
+the largest error of any tensor against a float64 run is at most {LAYER_FACTOR:g} times torch's; worst is the case where
+it is the largest multiple (ratio), and torch's counts as one rounding at least.
 """
 TRAINING_NOTE = """
 The real run on 1,797 handwritten digits, with torch's layers and optimizer and with ours, from one seed: a

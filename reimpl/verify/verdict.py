@@ -41,8 +41,7 @@ class Verdict:
             the error against the oracle is at most the stated multiple of the reference's. `differs`: neither.
         reference: what of torch's it was compared with last.
         ulp: the largest distance from the reference, in units in the last place; for an optimizer, at the end.
-        error: the largest error against the oracle, relative to each tensor's scale; for an optimizer, at the end; for
-            a layer, that of the tensor whose error is the largest multiple of the reference's.
+        error: the largest error against the oracle, relative to each tensor's scale; for an optimizer, at the end.
         reference_error: the same of the reference.
         difference: where the two first part, None if they never do.
     """

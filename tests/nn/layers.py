@@ -57,6 +57,8 @@ def observe(make, args, kwargs, training=True, seed=5):
     `make` is called after the seed is set. An exception is an observation too: its type and message.
     """
     seen = {}
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # kernels warn once a process, else
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(seed)
@@ -77,6 +79,7 @@ def observe(make, args, kwargs, training=True, seed=5):
             seen |= {f"final {name}": value.clone() for name, value in layer.state_dict().items()}
         except Exception as error:
             seen["error"] = type(error), str(error)
+    torch.set_warn_always(always)
     seen["warnings"] = [(w.category, str(w.message)) for w in caught]
     return seen
 

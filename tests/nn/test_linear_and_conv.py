@@ -81,6 +81,8 @@ def test_nothing_to_initialise_warns_at_the_callers_line(name, arguments):
     seen = [observe(lambda: cls(*arguments), (), {}) for cls in pair(name)]  # noqa: B023
     for part in seen:
         part.pop("error")
+        if torch.__version__ < "2.13":
+            part.pop("initial bias")  # torch left a bias without inputs as the memory was
     assert_same(*seen)
     with pytest.warns(UserWarning, match="no-op") as caught:
         pair(name)[0](*arguments)

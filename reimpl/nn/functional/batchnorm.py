@@ -68,7 +68,7 @@ def batch_norm(
     Differs from torch: sums are of the input's dtype (float32 for float16 and bfloat16), where torch's CPU kernel has
     float64. They lose nothing by it, because they are of centred values, and what the rounding of the mean leaves in
     those is subtracted again (the corrected two-pass algorithm). Strides follow the input's, where torch returns a
-    transposed input contiguous. Infinities make both running statistics NaN, where torch's mean stays infinite.
+    transposed input contiguous. `vmap` over the weight, but not the input, is refused. Infinities make both running statistics NaN, where torch's mean stays infinite.
 
     Costs: one to two and a half times torch's time; on a few thousand numbers, four times. Each step is a pass over
     memory of its own, with up to three more tensors of the input's size alive meanwhile. What is kept for the backward
@@ -87,8 +87,8 @@ def batch_norm(
     output, mean, var = BatchNorm.run(input, weight, bias, eps)
     n = input.shape[:1].numel() * input.shape[2:].numel()
     if running_mean is not None and running_var is not None and n:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (n / (n - 1))).to(running_var.dtype), momentum)
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
     return output
 
 
@@ -132,8 +132,9 @@ class BatchNorm(Operation):
 
         grad_bias = total(g)
         grad_weight = total(g * normal)
-        grad_input = g - grad_bias / n
-        grad_input.addcmul_(normal, grad_weight, value=-1 / n)
+        grad_input = normal * (-grad_weight / n)
+        grad_input += g
+        grad_input -= grad_bias / n
         grad_input *= invstd if weight is None else invstd * weight
 
         grad_input = grad_input.movedim(-1, 1).to(input.dtype)

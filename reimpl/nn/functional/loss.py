@@ -224,7 +224,7 @@ class CrossEntropy(Operation):
         grad_input = exp * (g * mass / total)  # g softmax(x) ∑ q
         grad_input.scatter_add_(1, index, -g * peak)  # - g q, its peak
         if floor is not None:
-            grad_input.addcmul_(g, floor, value=-1)  # and its floor
+            grad_input -= g * floor  # and its floor
         return grad_input.to(input.dtype), None, None, None, None, None, None
 
 
@@ -270,7 +270,8 @@ class SoftCrossEntropy(Operation):
         if needs_input:
             q = t if w is None else t * w
             grad_input = exp * (g * q.sum(1, keepdim=True) / total)  # g softmax(x) ∑ q
-            grad_input = grad_input.addcmul_(g, q, value=-1).to(input.dtype)  # - g q
+            grad_input -= g * q
+            grad_input = grad_input.to(input.dtype)
         if needs_target or needs_weight:
             by_likelihood = -g * (shift(x) - total.log())  # -g log softmax(x)
             if needs_target:
@@ -329,7 +330,7 @@ def classes_of(
 
 def smoothed(target: Tensor, smoothing: float) -> Tensor:
     """Return target probabilities with a part of them spread evenly over all classes."""
-    return target * (1 - smoothing) + smoothing / target.shape[1] if smoothing else target
+    return (target * (1 - smoothing)).add_(smoothing / target.shape[1]) if smoothing else target
 
 
 def by_class(weight: Tensor, input: Tensor) -> Tensor:

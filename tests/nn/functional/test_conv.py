@@ -195,6 +195,7 @@ def test_vmap(groups):
             assert torch.allclose(first, second)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="operations are left to the interpreter there")
 @pytest.mark.parametrize("groups", [1, 4])
 def test_compiles_whole(groups):
     tensors, options = make(2, groups=groups, padding="same", dilation=2)
