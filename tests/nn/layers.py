@@ -21,6 +21,9 @@ LAYERS = (
     *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LSTM", "LSTMCell", "NLLLoss", "CrossEntropyLoss"),
 )
 
+WHOLE = torch.__version__ >= "2.13"
+"""Whether an operation compiles without a graph break, see `reimpl/nn/functional/operation.py`."""
+
 
 def pair(name):
     """Return our class and torch's."""

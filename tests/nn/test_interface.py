@@ -102,7 +102,11 @@ def test_every_function_is_documented(name):
 def test_both_agree(name):
     ours, theirs = pair(name)
     arguments = ARGUMENTS.get(name, ())
-    assert_same(*(observe(lambda: cls(*arguments), given(name), {}) for cls in (ours, theirs)))  # noqa: B023
+    seen = [observe(lambda: cls(*arguments), given(name), {}) for cls in (ours, theirs)]  # noqa: B023
+    if torch.__version__ < "2.13" and name.startswith("BatchNorm"):
+        for one in seen:
+            one.pop("repr")  # its `bias` is newer
+    assert_same(*seen)
 
 
 @pytest.mark.parametrize("functional", [torch.nn.functional, reimpl.nn.functional], ids=["kernels", "principles"])

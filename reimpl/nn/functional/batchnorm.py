@@ -68,7 +68,9 @@ def batch_norm(
     Differs from torch: sums are of the input's dtype (float32 for float16 and bfloat16), where torch's CPU kernel has
     float64. They lose nothing by it, because they are of centred values, and what the rounding of the mean leaves in
     those is subtracted again (the corrected two-pass algorithm). Strides follow the input's, where torch returns a
-    transposed input contiguous. `vmap` over the weight, but not the input, is refused. Infinities make both running statistics NaN, where torch's mean stays infinite.
+    transposed input contiguous. An infinity in the input makes both running statistics NaN, where torch's mean stays
+    infinite. `vmap` over weight or bias alone, with an input shared by all, is refused. In
+    float32 a variance above 3e38 is infinite, and the output 0.
 
     Costs: one to two and a half times torch's time; on a few thousand numbers, four times. Each step is a pass over
     memory of its own, with up to three more tensors of the input's size alive meanwhile. What is kept for the backward
@@ -132,9 +134,9 @@ class BatchNorm(Operation):
 
         grad_bias = total(g)
         grad_weight = total(g * normal)
-        grad_input = normal * (-grad_weight / n)
+        grad_input = normal * (-grad_weight / n)  # - x̂ ∑ g x̂ / n
         grad_input += g
-        grad_input -= grad_bias / n
+        grad_input -= grad_bias / n  # - ∑ g / n
         grad_input *= invstd if weight is None else invstd * weight
 
         grad_input = grad_input.movedim(-1, 1).to(input.dtype)

@@ -54,7 +54,10 @@ def nll_loss(
         ValueError: if `reduction` is unknown, or there is not a target for each sample.
         RuntimeError: if shapes or dtypes do not fit otherwise.
 
-    Differs from torch: nothing.
+    Differs from torch: the backward takes two inputs that torch's refuses, one sample (C) with a target of shape (1), and
+    images in some strides.
+
+    Costs: on a few thousand scores four times torch's time, as nothing is computed; on millions the same.
 
     Source: `aten/src/ATen/native/LossNLL.cpp`, `LossNLL2d.cpp`.
     """
@@ -127,7 +130,8 @@ def cross_entropy(
         RuntimeError: if shapes or dtypes do not fit otherwise, `label_smoothing` is above 1, or `ignore_index` is not
             negative beside probabilities.
 
-    Differs from torch: nothing that is documented. Inside, torch takes log-softmax and `nll_loss` one after the other.
+    Differs from torch: as `nll_loss`. Scores without classes (C = 0) are refused. A target of classes goes with
+    `label_smoothing` and `weight` in uint8 too, and under `vmap`.
 
     Costs: one to two times torch's time. The numerators of softmax are kept for the backward, as torch keeps
     log-softmax, but beside the input: one more tensor of its size. There is never a one-hot matrix.
@@ -325,7 +329,8 @@ def classes_of(
     index = target.masked_fill(ignored, 0).long()
     if weight is None:
         return index, ignored, (~ignored).to(widen(input).dtype)
-    return index, ignored, widen(weight)[index].masked_fill(ignored, 0)
+    by_position = by_class(widen(weight), input).expand(input.shape)
+    return index, ignored, pick(by_position, index).masked_fill(ignored, 0)
 
 
 def smoothed(target: Tensor, smoothing: float) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as torchs
 
 import reimpl.nn.functional as ours
+from layers import WHOLE
 from reimpl.verify.distance import same_bits
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -95,7 +96,7 @@ def test_gradients_of_first_and_second_order(p):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiles_whole(inplace):
     compiled = torch.compile(
-        lambda x: ours.dropout(x * 1, 0.5, True, inplace), fullgraph=True, backend="aot_eager", dynamic=False
+        lambda x: ours.dropout(x * 1, 0.5, True, inplace), fullgraph=WHOLE, backend="aot_eager", dynamic=False
     )
     x = torch.ones(40, requires_grad=True)
     y = compiled(x)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from layers import upstream
+from layers import WHOLE, upstream
 from reimpl.nn.functional import lstm, lstm_cell
 from reimpl.verify.distance import relative_error
 
@@ -233,7 +233,7 @@ def test_function_transforms_and_batched_gradients():
 @pytest.mark.parametrize("options", [{"bidirectional": True, "T": 2}, {"proj": 2, "T": 2}], ids=str)
 def test_compiles_whole(options):
     call, tensors = problem(**options)
-    compiled = torch.compile(functools.partial(call, lstm), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(functools.partial(call, lstm), fullgraph=WHOLE, backend="aot_eager")
     torch.testing.assert_close(
         passes(lambda *args: args, lambda _, *x: compiled(*x), tensors), passes(lstm, call, tensors)
     )
