@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import importlib
 import inspect
@@ -67,8 +68,22 @@ def source_of(path: str) -> str:
             continue
         for name in parts[length:]:
             found = getattr(found, name)
-        return textwrap.dedent(inspect.getsource(found))
+        return without_long_docstring(textwrap.dedent(inspect.getsource(found)))
     raise ModuleNotFoundError(path)
+
+
+def without_long_docstring(source: str) -> str:
+    """Return the source of a function or class without a docstring of several lines: the page says it better."""
+    definition = ast.parse(source).body[0]
+    first = getattr(definition, "body", [definition])[0]
+    is_text = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    if not is_text or first.end_lineno == first.lineno:
+        return source
+    lines = source.splitlines(keepends=True)
+    rest = lines[first.end_lineno :]
+    return "".join([*lines[: first.lineno - 1], *rest]).replace(":\n\n", ":\n", 1)
 
 
 def on_post_build(config: Any, **_: Any) -> None:

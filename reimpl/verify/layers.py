@@ -121,9 +121,21 @@ def batches(n: int, channels: int) -> list[Input]:
     """Return the inputs of a layer that slides over `n` dimensions: with a batch, and without one."""
     shape = (2, channels, *SIZES[n])
     found = [normal("batch", *shape), normal("unbatched", *shape[1:])]
-    if n == 2:
-        found.append(Input("channels last", lambda draw: (draw.normal(*shape).to(memory_format=torch.channels_last),)))
-    return found
+    return [*found, channels_last(*shape)] if n == 2 else found
+
+
+def channels_last(*shape: int, mean: float = 0) -> Input:
+    """Return images whose channels are neighbours in memory."""
+    return Input("channels last", lambda draw: ((draw.normal(*shape) + mean).to(memory_format=torch.channels_last),))
+
+
+def to_normalise(n: int) -> list[Input]:
+    """Return the inputs of `BatchNorm{n}d`. They are not around 0, where a mean has no scale to judge its error by."""
+    shape = (4, 3, *SIZES[n])
+    found = [normal("batch", *shape, mean=0.5), normal("mean of 1e4", *shape, mean=1e4)]
+    if n == 1:
+        found.append(normal("samples alone", 6, 3, mean=0.5))
+    return [*found, channels_last(*shape, mean=0.5)] if n == 2 else found
 
 
 def ties(n: int) -> list[Input]:
@@ -296,20 +308,7 @@ TABLES: dict[str, tuple[str | None, list[tuple[Options, Input]]]] = {
         for name, function in (("Softmax", "softmax"), ("LogSoftmax", "log_softmax"))
     },
     "Dropout": ("dropout", product(grid(p=[0.5, 0.1, 0.0, 1.0], inplace=[False, True]), [normal("batch", 6, 7)])),
-    **{
-        f"BatchNorm{n}d": (
-            "batch_norm",
-            product(
-                batch_normalisation(),
-                [
-                    *([normal("samples alone", 6, 3)] if n == 1 else []),
-                    *(given for given in batches(n, 3) if given.name != "unbatched"),
-                    normal("mean of 1e4", 4, 3, *SIZES[n], mean=1e4),
-                ],
-            ),
-        )
-        for n in SIZES
-    },
+    **{f"BatchNorm{n}d": ("batch_norm", product(batch_normalisation(), to_normalise(n))) for n in SIZES},
     "LSTM": ("lstm", list(lstms())),
     "LSTMCell": (
         "lstm_cell",

@@ -77,7 +77,7 @@ def batch_norm(
     is what torch keeps: input, weight, mean and variance.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015, algorithm 1 and section 3; Chan, Golub and LeVeque,
-    Algorithms for Computing the Sample Variance, 1983, equation 1.7; `aten/src/ATen/native/Normalization.cpp`.
+    Algorithms for Computing the Sample Variance, 1983; `aten/src/ATen/native/Normalization.cpp`.
     """
     check(input, running_mean, running_var, weight, bias, training, eps)
     if input.dim() == 1 and not len(input):
@@ -87,10 +87,10 @@ def batch_norm(
         output = BatchNormEvaluation.run(input, weight, bias, running_mean, running_var, eps)
         return output
     output, mean, var = BatchNorm.run(input, weight, bias, eps)
-    n = input.shape[:1].numel() * input.shape[2:].numel()
+    n = values_by_channel(input)
     if running_mean is not None and running_var is not None and n:
-        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-        running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
+        running_mean.mul_(1 - momentum).add_(mean.flatten(), alpha=momentum)
+        running_var.mul_(1 - momentum).add_(var.flatten(), alpha=momentum * n / (n - 1))
     return output
 
 
@@ -99,20 +99,19 @@ class BatchNorm(Operation):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        x = channels_last(input)
-        n = x.shape[:-1].numel()
+        x = widen(input)
+        n = values_by_channel(x)
         mean = total(x) / n
         centred = x - mean
         rest = total(centred) / n  # not zero: the mean has been rounded
         var = total(centred.square()) / n - rest.square()
         scale = (var + eps).rsqrt()
         if weight is not None:
-            scale = scale * weight
+            scale = scale * by_channel(weight, x)
         shift = -rest * scale
         if bias is not None:
-            shift = shift + bias
-        output = centred.mul_(scale).add_(shift)
-        return output.movedim(-1, 1).to(input.dtype), mean + rest, var
+            shift = shift + by_channel(bias, x)
+        return centred.mul_(scale).add_(shift).to(input.dtype), mean + rest, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -124,8 +123,8 @@ class BatchNorm(Operation):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, var = ctx.saved_tensors
-        x, g = channels_last(input), channels_last(grad)
-        n = x.shape[:-1].numel()
+        x, g = widen(input), widen(grad)
+        n = values_by_channel(x)
         if torch.is_grad_enabled():  # for a second derivative, mean and variance are functions of x again
             mean = total(x) / n
             var = total((x - mean).square()) / n
@@ -137,11 +136,15 @@ class BatchNorm(Operation):
         grad_input = normal * (-grad_weight / n)  # - x̂ ∑ g x̂ / n
         grad_input += g
         grad_input -= grad_bias / n  # - ∑ g / n
-        grad_input *= invstd if weight is None else invstd * weight
+        grad_input *= invstd if weight is None else invstd * by_channel(weight, x)
 
-        grad_input = grad_input.movedim(-1, 1).to(input.dtype)
         _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        return grad_input, grad_weight if needs_weight else None, grad_bias if needs_bias else None, None
+        return (
+            grad_input.to(input.dtype),
+            grad_weight.flatten() if needs_weight else None,
+            grad_bias.flatten() if needs_bias else None,
+            None,
+        )
 
 
 class BatchNormEvaluation(Operation):
@@ -151,13 +154,14 @@ class BatchNormEvaluation(Operation):
     def forward(
         input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
     ) -> Tensor:
+        x = widen(input)
         scale = (widen(var) + eps).rsqrt()
         if weight is not None:
             scale = scale * weight
-        output = (channels_last(input) - mean).mul_(scale)
+        output = (x - by_channel(mean, x)).mul_(by_channel(scale, x))
         if bias is not None:
-            output += bias
-        return output.movedim(-1, 1).to(input.dtype)
+            output += by_channel(bias, x)
+        return output.to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -167,28 +171,36 @@ class BatchNormEvaluation(Operation):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, var = ctx.saved_tensors
-        g = channels_last(grad)
+        x, g = widen(input), widen(grad)
         invstd = (widen(var) + ctx.eps).rsqrt()
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = g * (invstd if weight is None else invstd * weight)
-            grad_input = grad_input.movedim(-1, 1).to(input.dtype)
+            scale = invstd if weight is None else invstd * weight
+            grad_input = (g * by_channel(scale, x)).to(input.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = total(g * (channels_last(input) - mean)) * invstd
+            grad_weight = total(g * (x - by_channel(mean, x))).flatten() * invstd
         if ctx.needs_input_grad[2]:
-            grad_bias = total(g)
+            grad_bias = total(g).flatten()
         return grad_input, grad_weight, grad_bias, None, None, None
 
 
-def channels_last(tensor: Tensor) -> Tensor:
-    """Return (N, C, *) as a view (N, *, C), where what belongs to a channel broadcasts without reshaping."""
-    return widen(tensor).movedim(1, -1)
+def by_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """Return (C) as (C, 1, ...), which broadcasts against (N, C, *)."""
+    return vector.view(-1, *[1] * (x.dim() - 2))
+
+
+def values_by_channel(x: Tensor) -> int:
+    """Return how many values each channel has, $n$."""
+    return x.shape[:1].numel() * x.shape[2:].numel()
 
 
 def total(x: Tensor) -> Tensor:
-    """Return each channel's sum: of each sample first, so that no rounding meets a long sum more than once."""
-    places = tuple(range(1, x.dim() - 1))
-    return (x.sum(places) if places else x).sum(0)
+    """Return each channel's sum, of shape (C, 1, ...).
+
+    The places of a sample come first, then the samples: so no rounding meets a long sum more than once.
+    """
+    places = tuple(range(2, x.dim()))
+    return (x.sum(places, keepdim=True) if places else x).sum(0)
 
 
 def check(
@@ -201,7 +213,7 @@ def check(
     eps: float,
 ) -> None:
     """Raise torch's error for what cannot be normalised."""
-    if training and input.shape[:1].numel() * input.shape[2:].numel() == 1:
+    if training and values_by_channel(input) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
     if training and eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
@@ -222,6 +234,8 @@ def check(
             )
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if input.dim() < 2 and input.numel():
+        raise IndexError("Dimension out of range (expected to be in range of [-1, 0], but got 1)")
     check_dtypes(input, [tensor for tensor in (weight, bias, running_mean, running_var) if tensor is not None])
 
 

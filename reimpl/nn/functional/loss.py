@@ -54,7 +54,7 @@ def nll_loss(
         ValueError: if `reduction` is unknown, or there is not a target for each sample.
         RuntimeError: if shapes or dtypes do not fit otherwise.
 
-    Differs from torch: the backward takes two inputs that torch's refuses, one sample (C) with a target of shape (1), and
+    Differs from torch: the backward takes two inputs that torch's refuses, one sample (C) with target of shape (1), and
     images in some strides.
 
     Costs: on a few thousand scores four times torch's time, as nothing is computed; on millions the same.
@@ -455,5 +455,7 @@ def check_dtypes(input: Tensor, weight: Tensor | None) -> None:
     if not input.is_floating_point():
         kernel = "nll_loss_out_frame" if input.dim() < 3 else "nll_loss2d_forward_out_frame"
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{scalar_type(input)}'")
-    if weight is not None and weight.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+    device = input.device.type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if weight is not None and weight.dtype != input.dtype and not cast:
         raise RuntimeError(f"expected scalar type {scalar_type(input)} but found {scalar_type(weight)}")

@@ -319,6 +319,7 @@ def test_autocast_computes_in_float32():
                 torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="operations are left to the interpreter there")
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled(name):
     function = getattr(OURS, name)
