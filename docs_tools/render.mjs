@@ -5,7 +5,8 @@ let text = "";
 for await (const part of process.stdin) text += part;
 const render = ({ tex, display }) => {
   try {
-    return katex.renderToString(tex, { displayMode: display, throwOnError: true, strict: "error" });
+    const html = katex.renderToString(tex, { displayMode: display, throwOnError: true, strict: "error" });
+    return display ? `<div class="formula" tabindex="0">${html}</div>` : html;
   } catch (error) {
     return { error: error.message };
   }

@@ -346,7 +346,7 @@ def by_class(weight: Tensor, input: Tensor) -> Tensor:
 def reduced(losses: Tensor, divisor: Tensor | int, reduction: str) -> Tensor:
     """Return the losses (N, 1, *) of all positions as they are asked for."""
     if reduction == "none":
-        return losses.squeeze(1)
+        return losses.squeeze(1).clone()  # what follows may work in place, but not on a view made here
     total = losses.sum()
     return total / divisor if reduction == "mean" else total
 

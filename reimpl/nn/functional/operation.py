@@ -38,7 +38,7 @@ class Operation(torch.autograd.Function):
 
     if torch.__version__ < "2.13":
         # The compiler of 2.11 gives no gradient to a function that returns what it has changed in place.
-        run = classmethod(torch.compiler.disable(run.__func__))  # type: ignore[assignment,attr-defined]
+        run = classmethod(torch.compiler.disable(run.__func__))  # type: ignore[assignment,attr-defined,no-untyped-call]
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -191,6 +191,21 @@ def test_the_gradient_is_softmax_minus_one_hot():
     torch.testing.assert_close(grad, x.detach().softmax(1) - torch.eye(CLASSES).double()[target])
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_follows_may_work_in_place(name, batched, reduction):
+    x, target = scores((3,)).requires_grad_(), targets((3,))
+    soft = [x.detach().softmax(1)] if name == "cross_entropy" else []
+    for goal in (target, *soft):
+        given = [x, goal] if batched else [x[0], goal[0]]
+        results = []
+        for f in (OURS, THEIRS):
+            loss = getattr(f, name)(*given, reduction=reduction).mul_(3)
+            results.append((loss, *torch.autograd.grad(loss.sum(), x)))
+        torch.testing.assert_close(*results)
+
+
 def test_smoothing_weights_the_uniform_part_by_each_class():
     x, target, w, e = scores((4,)), targets((4,)), weights(), 0.3
     log_p = x.log_softmax(1)
