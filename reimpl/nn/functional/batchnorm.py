@@ -72,9 +72,9 @@ def batch_norm(
     infinite. `vmap` over weight or bias alone, with an input shared by all, is refused. In
     float32 a variance above 3e38 is infinite, and the output 0.
 
-    Costs: one to two and a half times torch's time; on a few thousand numbers, four times. Each step is a pass over
-    memory of its own, with up to three more tensors of the input's size alive meanwhile. What is kept for the backward
-    is what torch keeps: input, weight, mean and variance.
+    Costs: one to two and a half times torch's time; on a few thousand numbers, three to four times. Each step is a pass
+    over memory of its own. At its peak it has one more tensor of the input's size than torch. What is kept for the
+    backward is what torch keeps: input, weight, mean and variance.
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015, algorithm 1 and section 3; Chan, Golub and LeVeque,
     Algorithms for Computing the Sample Variance, 1983; `aten/src/ATen/native/Normalization.cpp`.

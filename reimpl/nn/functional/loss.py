@@ -133,8 +133,8 @@ def cross_entropy(
     Differs from torch: as `nll_loss`. Scores without classes (C = 0) are refused. A target of classes goes with
     `label_smoothing` and `weight` in uint8 too, and under `vmap`.
 
-    Costs: one to two times torch's time. The numerators of softmax are kept for the backward, as torch keeps
-    log-softmax, but beside the input: one more tensor of its size. There is never a one-hot matrix.
+    Costs: one to two times torch's time, and the same peak of memory. The numerators of softmax are kept for the
+    backward, as torch keeps log-softmax, but beside the input. There is never a one-hot matrix.
 
     Source: Szegedy et al., Rethinking the Inception Architecture, 2016, section 7 (label smoothing);
     `aten/src/ATen/native/LossNLL.cpp`, which alone says how weight and smoothing combine.
