@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.operation import Operation, refuse_leaf, widen
+from reimpl.nn.functional.operation import Operation, refuse_leaf, scalar_type, widen
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -357,6 +357,5 @@ def checked(name: str, input: Tensor, dim: int, dtype: torch.dtype | None) -> Te
     input = input if dtype is None else input.to(dtype)
     if not input.is_floating_point():
         kernel = "lastdim_kernel_impl" if dim in (-1, input.dim() - 1) else "kernel_impl"
-        scalar = input.type().rpartition(".")[2].removesuffix("Tensor")
-        raise NotImplementedError(f"\"{name}_{kernel}\" not implemented for '{scalar}'")
+        raise NotImplementedError(f"\"{name}_{kernel}\" not implemented for '{scalar_type(input)}'")
     return input

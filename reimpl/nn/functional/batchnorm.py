@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.operation import Operation, widen
+from reimpl.nn.functional.operation import Operation, scalar_type, widen
 
 
 def batch_norm(
@@ -253,8 +253,3 @@ def check_dtypes(input: Tensor, others: list[Tensor]) -> None:
         raise RuntimeError(f"mixed dtype ({kind}): expect parameter to have scalar type of Float")
     if input.dtype not in (torch.float16, torch.bfloat16):
         raise RuntimeError(f"mixed dtype ({kind}): all inputs must share same datatype.")
-
-
-def scalar_type(tensor: Tensor) -> str:
-    """Return what torch calls a dtype in its messages: `Float`, `Long`."""
-    return tensor.type().split(".")[-1].removesuffix("Tensor")

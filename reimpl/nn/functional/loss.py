@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.batchnorm import scalar_type
-from reimpl.nn.functional.operation import Operation, widen
+from reimpl.nn.functional.operation import Operation, scalar_type, widen
 
 
 def nll_loss(

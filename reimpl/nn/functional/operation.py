@@ -53,6 +53,11 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def scalar_type(tensor: Tensor) -> str:
+    """Return what torch calls a dtype in its messages: `Float`, `Long`."""
+    return tensor.type().rpartition(".")[2].removesuffix("Tensor")
+
+
 def refuse_leaf(input: Tensor) -> None:
     """Raise torch's error if a leaf's value would be lost before its gradient is known; autograd would do so after."""
     if input.is_leaf and input.requires_grad and torch.is_grad_enabled():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reimpl.nn.functional.operation import scalar_type
 from reimpl.nn.functional.pooling import Sliding, count_windows
 
 Size = int | Sequence[int]
@@ -213,8 +214,7 @@ def check_adaptive_not_empty(name: str, input: Tensor) -> None:
 def check_dtype(kernel: str, input: Tensor, *integers: torch.dtype) -> None:
     """Raise if torch's kernel takes neither all floating-point numbers nor these integers."""
     if not input.is_floating_point() and input.dtype not in integers:
-        kind = input.type().removeprefix("torch.").removesuffix("Tensor")
-        raise NotImplementedError(f"\"{kernel}\" not implemented for '{kind}'")
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{scalar_type(input)}'")
 
 
 def check_max_pool1d(
