@@ -18,8 +18,9 @@ help: ## list the commands
 verify: $(VENV)/.cli ## prove that every optimizer and layer gives torch's bits; ARGS="--quick --html report.html"
 	$(BIN)/reimpl verify $(ARGS)
 
+# A process for each core: tests are many small tensors, which more threads do not make faster.
 test: $(VENV)/.test ## run the tests; ARGS="-k sgd"
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 $(ARGS)
 
 lint: $(VENV)/.dev ## check style and format
 	$(BIN)/ruff check
