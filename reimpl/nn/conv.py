@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from reimpl.nn.functional.padding import both_sides, same_widths
 from reimpl.nn.initial import draw_uniform
 from reimpl.nn.layer import Layer
 
@@ -135,12 +136,10 @@ class Conv(Layer):
     def padding_widths(self) -> list[int] | tuple[int, ...]:
         """Return the widths before and after the last dimension, the last but one, and so on, as `pad` takes them."""
         if not isinstance(self.padding, str):
-            return tuple(width for width in reversed(self.padding) for _ in range(2))
+            return both_sides(self.padding)
         if self.padding == "valid":
             return [0, 0] * len(self.kernel_size)
-        # The last position that a kernel reaches is d (taps - 1) beyond its first; the odd one goes to the right.
-        totals = [spread * (taps - 1) for taps, spread in zip(self.kernel_size, self.dilation, strict=False)]
-        return [width for total in reversed(totals) for width in (total // 2, total - total // 2)]
+        return list(same_widths(self.kernel_size, self.dilation))
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew, in the order of the weight's indices however it lies in memory."""

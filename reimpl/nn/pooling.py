@@ -29,6 +29,8 @@ class MaxPool(Layer):
         ceil_mode: whether the last window may exceed the padding.
     """
 
+    spatial: int
+    """The number of dimensions that windows slide along."""
     kernel_size: Any
     stride: Any
     padding: Any
@@ -50,6 +52,19 @@ class MaxPool(Layer):
         self.dilation = dilation
         self.return_indices = return_indices
         self.ceil_mode = ceil_mode
+
+    def forward(self, input: Tensor) -> Any:
+        """Return the maxima, and with `return_indices` where they stand."""
+        pool = getattr(self.functional, f"max_pool{self.spatial}d")
+        return pool(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            return_indices=self.return_indices,
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer in a model's `repr`."""
@@ -88,17 +103,7 @@ class MaxPool1d(MaxPool, torch.nn.MaxPool1d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.max_pool1d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+    spatial = 1
 
 
 class MaxPool2d(MaxPool, torch.nn.MaxPool2d):
@@ -125,17 +130,7 @@ class MaxPool2d(MaxPool, torch.nn.MaxPool2d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+    spatial = 2
 
 
 class MaxPool3d(MaxPool, torch.nn.MaxPool3d):
@@ -162,17 +157,7 @@ class MaxPool3d(MaxPool, torch.nn.MaxPool3d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.max_pool3d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            return_indices=self.return_indices,
-        )
+    spatial = 3
 
 
 class AvgPool(Layer):
@@ -242,7 +227,54 @@ class AvgPool1d(AvgPool, torch.nn.AvgPool1d):
         return output
 
 
-class AvgPool2d(AvgPool, torch.nn.AvgPool2d):
+class AvgPoolWithDivisor(AvgPool):
+    """What `AvgPool2d` and `AvgPool3d` share.
+
+    Attributes:
+        kernel_size: how many inputs a window sees.
+        stride: from a window to the next.
+        padding: zeros around the input.
+        ceil_mode: whether the last window may exceed the padding.
+        count_include_pad: whether the padding counts as elements of a window.
+        divisor_override: what each sum is divided by; None for the elements of its window.
+    """
+
+    spatial: int
+    """The number of dimensions that windows slide along."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.ceil_mode = ceil_mode
+        self.count_include_pad = count_include_pad
+        self.divisor_override = divisor_override
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the averages."""
+        pool = getattr(self.functional, f"avg_pool{self.spatial}d")
+        output: Tensor = pool(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+        return output
+
+
+class AvgPool2d(AvgPoolWithDivisor, torch.nn.AvgPool2d):
     """Average each window that slides over an image.
 
     `AvgPool1d` has the formulas. Numbers may be given as one for both dimensions, or as a pair.
@@ -266,38 +298,10 @@ class AvgPool2d(AvgPool, torch.nn.AvgPool2d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def __init__(
-        self,
-        kernel_size: Size,
-        stride: Size | None = None,
-        padding: Size = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.ceil_mode = ceil_mode
-        self.count_include_pad = count_include_pad
-        self.divisor_override = divisor_override
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the averages."""
-        output: Tensor = self.functional.avg_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
-        return output
+    spatial = 2
 
 
-class AvgPool3d(AvgPool, torch.nn.AvgPool3d):
+class AvgPool3d(AvgPoolWithDivisor, torch.nn.AvgPool3d):
     """Average each window that slides over a volume.
 
     `AvgPool1d` has the formulas. Numbers may be given as one for all dimensions, or as a triple.
@@ -322,35 +326,7 @@ class AvgPool3d(AvgPool, torch.nn.AvgPool3d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def __init__(
-        self,
-        kernel_size: Size,
-        stride: Size | None = None,
-        padding: Size = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.ceil_mode = ceil_mode
-        self.count_include_pad = count_include_pad
-        self.divisor_override = divisor_override
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the averages."""
-        output: Tensor = self.functional.avg_pool3d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
-        return output
+    spatial = 3
 
     def __setstate__(self, d: dict[str, Any]) -> None:
         """Restore the layer, from a time before it had all its options too."""
@@ -365,12 +341,19 @@ class AdaptiveMaxPool(Layer):
         return_indices: whether the output is a pair of maxima and indices.
     """
 
+    spatial: int
+    """The number of dimensions that windows cover."""
     output_size: Any
 
     def __init__(self, output_size: OutputSize, return_indices: bool = False) -> None:
         super().__init__()
         self.output_size = output_size
         self.return_indices = return_indices
+
+    def forward(self, input: Tensor) -> Any:
+        """Return the maxima, and with `return_indices` where they stand."""
+        pool = getattr(self.functional, f"adaptive_max_pool{self.spatial}d")
+        return pool(input, self.output_size, self.return_indices)
 
     def extra_repr(self) -> str:
         """Describe the layer in a model's `repr`."""
@@ -397,9 +380,7 @@ class AdaptiveMaxPool1d(AdaptiveMaxPool, torch.nn.AdaptiveMaxPool1d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+    spatial = 1
 
 
 class AdaptiveMaxPool2d(AdaptiveMaxPool, torch.nn.AdaptiveMaxPool2d):
@@ -420,9 +401,7 @@ class AdaptiveMaxPool2d(AdaptiveMaxPool, torch.nn.AdaptiveMaxPool2d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+    spatial = 2
 
 
 class AdaptiveMaxPool3d(AdaptiveMaxPool, torch.nn.AdaptiveMaxPool3d):
@@ -443,9 +422,7 @@ class AdaptiveMaxPool3d(AdaptiveMaxPool, torch.nn.AdaptiveMaxPool3d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Any:
-        """Return the maxima, and with `return_indices` where they stand."""
-        return self.functional.adaptive_max_pool3d(input, self.output_size, self.return_indices)
+    spatial = 3
 
 
 class AdaptiveAvgPool(Layer):
@@ -455,11 +432,19 @@ class AdaptiveAvgPool(Layer):
         output_size: how many windows to lay over each dimension.
     """
 
+    spatial: int
+    """The number of dimensions that windows cover."""
     output_size: Any
 
     def __init__(self, output_size: OutputSize) -> None:
         super().__init__()
         self.output_size = output_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the averages."""
+        pool = getattr(self.functional, f"adaptive_avg_pool{self.spatial}d")
+        output: Tensor = pool(input, self.output_size)
+        return output
 
     def extra_repr(self) -> str:
         """Describe the layer in a model's `repr`."""
@@ -486,10 +471,7 @@ class AdaptiveAvgPool1d(AdaptiveAvgPool, torch.nn.AdaptiveAvgPool1d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the averages."""
-        output: Tensor = self.functional.adaptive_avg_pool1d(input, self.output_size)
-        return output
+    spatial = 1
 
 
 class AdaptiveAvgPool2d(AdaptiveAvgPool, torch.nn.AdaptiveAvgPool2d):
@@ -511,10 +493,7 @@ class AdaptiveAvgPool2d(AdaptiveAvgPool, torch.nn.AdaptiveAvgPool2d):
     Source: `torch/nn/modules/pooling.py`; Lin, Chen and Yan, Network In Network, 2014, section 3.2.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the averages."""
-        output: Tensor = self.functional.adaptive_avg_pool2d(input, self.output_size)
-        return output
+    spatial = 2
 
 
 class AdaptiveAvgPool3d(AdaptiveAvgPool, torch.nn.AdaptiveAvgPool3d):
@@ -534,10 +513,7 @@ class AdaptiveAvgPool3d(AdaptiveAvgPool, torch.nn.AdaptiveAvgPool3d):
     Source: `torch/nn/modules/pooling.py`.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the averages."""
-        output: Tensor = self.functional.adaptive_avg_pool3d(input, self.output_size)
-        return output
+    spatial = 3
 
 
 def as_tuple(value: Size) -> tuple[int, ...]:

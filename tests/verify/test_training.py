@@ -1,5 +1,7 @@
 """The real run."""
 
+import functools
+
 import pytest
 import torch
 
@@ -9,9 +11,12 @@ from reimpl.verify.training import BATCH_SIZE, EPOCHS, HELD_OUT, PLANS, Digits
 pytest.importorskip("sklearn", reason="the images come from scikit-learn")
 
 
+trained = functools.cache(train)
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_both_learn_alike(name):
-    training = train(name)
+    training = trained(name)
     assert training.holds
     assert training.learned
     assert training.accuracy == training.reference_accuracy >= 0.95
@@ -25,7 +30,7 @@ def test_every_optimizer_trains():
 
 @pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if plan.first_principles])
 def test_first_principles_learn_alike(name):
-    training = train(name)
+    training = trained(name)
     assert abs(training.principles_accuracy - training.accuracy) <= 0.005
     assert len(training.principles_losses) == len(training.losses)
     assert training.principles_losses != training.losses, "it did not run on other functions"

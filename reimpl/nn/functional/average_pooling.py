@@ -10,8 +10,8 @@ from torch import Tensor
 from reimpl.nn.functional.operation import Operation, widen
 from reimpl.nn.functional.padding import Widths, surround
 from reimpl.nn.functional.pooling import Sliding, adaptive_windows
-from reimpl.nn.functional.pooling_arguments import OutputSize, Size, check_dtype, output_sizes, sliding_windows
-from reimpl.nn.functional.windows import add_windows, windows
+from reimpl.nn.functional.pooling_arguments import OutputSize, check_dtype, output_sizes, sliding_windows
+from reimpl.nn.functional.windows import Size, add_windows, windows
 
 
 def avg_pool1d(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.conv_arguments import Geometry, Size, batched, check, check_dtypes, read_geometry
+from reimpl.nn.functional.conv_arguments import Geometry, batched, check, check_dtypes, read_geometry
 from reimpl.nn.functional.operation import Operation, widen
 from reimpl.nn.functional.padding import surround
-from reimpl.nn.functional.windows import add_windows, windows
+from reimpl.nn.functional.windows import Size, add_windows, windows
 
 BLOCK = 2**19
 """Elements that are worked on at a time, 2 MiB in float32: what is written is read again from the processor's cache."""

@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reimpl.nn.functional.padding import Widths, padded_dims
-
-Size = int | Sequence[int]
-"""One number for all dimensions, or one for each."""
+from reimpl.nn.functional.padding import Widths, both_sides, padded_dims, same_widths
+from reimpl.nn.functional.windows import Size
 
 NAMES = {
     torch.float16: "c10::Half",
@@ -68,7 +66,7 @@ def read_geometry(
         return Geometry(stride, widths_of(padding, weight.shape[2:], stride, dilation), dilation, groups)
     padding = one_for_each("padding", padding, n, weight)
     dilation = one_for_each("dilation", dilation, n, weight)
-    return Geometry(stride, tuple(width for width in reversed(padding) for _ in range(2)), dilation, groups)
+    return Geometry(stride, both_sides(padding), dilation, groups)
 
 
 def check_dims(batch: Tensor, weight: Tensor) -> None:
@@ -100,8 +98,7 @@ def widths_of(padding: str, kernel: Sequence[int], stride: Sequence[int], dilati
         raise RuntimeError(f"Invalid padding string: '{padding}'")
     if any(step != 1 for step in stride):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
-    totals = [spread * (taps - 1) for taps, spread in zip(kernel, dilation, strict=True)]
-    return tuple(width for total in reversed(totals) for width in (total // 2, total - total // 2))
+    return same_widths(kernel, dilation)
 
 
 def check(batch: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:

@@ -185,10 +185,21 @@ class NLLLoss(Operation):
         return grad_input.to(input.dtype), None, None, None, None
 
 
-class CrossEntropy(Operation):
-    """Softmax and likelihood of a class: $q$ has a peak at the target, and with smoothing a floor under all classes."""
+class WithSoftmax(Operation):
+    """Keeps the numerators of softmax and their sum beside the inputs."""
 
     autocast = "float32"
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, ctx.smoothing, ctx.reduction = inputs
+        _, exp, total = output
+        ctx.mark_non_differentiable(exp, total)
+        ctx.save_for_backward(*tensors, exp, total)
+
+
+class CrossEntropy(WithSoftmax):
+    """Softmax and likelihood of a class: $q$ has a peak at the target, and with smoothing a floor under all classes."""
 
     @staticmethod
     def forward(
@@ -211,13 +222,6 @@ class CrossEntropy(Operation):
         return reduced(losses, weights.sum(), reduction).to(input.dtype), exp, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        *tensors, ctx.smoothing, ctx.reduction = inputs
-        _, exp, total = output
-        ctx.mark_non_differentiable(exp, total)
-        ctx.save_for_backward(*tensors, exp, total)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         input, index, ignored, weights, floor, exp, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative, they are functions of x again
@@ -231,10 +235,8 @@ class CrossEntropy(Operation):
         return grad_input.to(input.dtype), None, None, None, None, None, None
 
 
-class SoftCrossEntropy(Operation):
+class SoftCrossEntropy(WithSoftmax):
     """Softmax and likelihood of a distribution over the classes."""
-
-    autocast = "float32"
 
     @staticmethod
     def forward(
@@ -251,13 +253,6 @@ class SoftCrossEntropy(Operation):
         total = exp.sum(1, keepdim=True)
         losses = q.sum(1, keepdim=True) * total.log() - expected
         return reduced(losses, losses.numel(), reduction).to(dtype), exp, total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        *tensors, ctx.smoothing, ctx.reduction = inputs
-        _, exp, total = output
-        ctx.mark_non_differentiable(exp, total)
-        ctx.save_for_backward(*tensors, exp, total)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

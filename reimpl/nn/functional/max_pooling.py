@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from reimpl.nn.functional.padding import surround
 from reimpl.nn.functional.pooling import Sliding, adaptive_windows
 from reimpl.nn.functional.pooling_arguments import (
     OutputSize,
-    Size,
     check_dtype,
     check_max_pool1d,
     output_sizes,
     sliding_windows,
 )
+from reimpl.nn.functional.windows import Size
+
+T = TypeVar("T")
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -514,11 +517,7 @@ class MaxPool(Maximum):
 
     @staticmethod
     def forward(input: Tensor, windows: tuple[Sliding, ...]) -> tuple[Tensor, Tensor]:
-        values, indices = input, plane_indices(input, len(windows))
-        for dim in reversed(range(-len(windows), 0)):
-            values, positions = slide_along(dim, values, windows[dim])
-            indices = indices.gather(dim, positions)
-        return values, indices
+        return one_by_one(input, windows, slide_along)
 
 
 class AdaptiveMaxPool(Maximum):
@@ -526,17 +525,19 @@ class AdaptiveMaxPool(Maximum):
 
     @staticmethod
     def forward(input: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        values, indices = input, plane_indices(input, len(counts))
-        for dim in reversed(range(-len(counts), 0)):
-            values, positions = cover_along(dim, values, counts[dim])
-            indices = indices.gather(dim, positions)
-        return values, indices
+        return one_by_one(input, counts, cover_along)
 
 
-def plane_indices(input: Tensor, n: int) -> Tensor:
-    """Return the index of each element in its plane of `n` dimensions, as a view of the input's shape."""
-    sizes = input.shape[-n:]
-    return torch.arange(math.prod(sizes), device=input.device).view(sizes).expand(input.shape)
+def one_by_one(
+    input: Tensor, windows: tuple[T, ...], along: Callable[[int, Tensor, T], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return maxima and indices: reduce one dimension after another, the last one first."""
+    sizes = input.shape[-len(windows) :]
+    values, indices = input, torch.arange(math.prod(sizes), device=input.device).view(sizes).expand(input.shape)
+    for dim in reversed(range(-len(windows), 0)):
+        values, positions = along(dim, values, windows[dim])
+        indices = indices.gather(dim, positions)
+    return values, indices
 
 
 def slide_along(dim: int, values: Tensor, windows: Sliding) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,20 @@ def padded_dims(widths: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(-1 - i, widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)]
 
 
+def both_sides(padding: Sequence[int]) -> Widths:
+    """Return the widths for as much padding before each dimension as after it, the last dimension's first."""
+    return tuple(width for width in reversed(padding) for _ in range(2))
+
+
+def same_widths(kernel: Sequence[int], dilation: Sequence[int]) -> Widths:
+    r"""Return the widths with which a convolution keeps the size, the last dimension's first.
+
+    The last tap of a kernel is $d (\text{taps} - 1)$ beyond its first; the odd one goes to the right.
+    """
+    totals = [spread * (taps - 1) for taps, spread in zip(kernel, dilation, strict=False)]
+    return tuple(width for total in reversed(totals) for width in (total // 2, total - total // 2))
+
+
 def surround(input: Tensor, widths: Sequence[int], value: float) -> Tensor:
     """Return a copy with a constant around it; what has a negative width is cut off."""
     shape = list(input.shape)

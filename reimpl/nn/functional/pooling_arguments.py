@@ -9,12 +9,10 @@ from torch import Tensor
 
 from reimpl.nn.functional.operation import scalar_type
 from reimpl.nn.functional.pooling import Sliding, count_windows
-
-Size = int | Sequence[int]
-"""One number for all dimensions, or one for each."""
+from reimpl.nn.functional.windows import Size
 
 OutputSize = int | Sequence[int | None]
-"""The same; None leaves a dimension as it is."""
+"""One number for all dimensions, or one for each; None leaves a dimension as it is."""
 
 
 def sliding_windows(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+Size = int | Sequence[int]
+"""One number for all dimensions, or one for each."""
+
 
 def windows(input: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     r"""Return every window of an input as a view, without a copy.
