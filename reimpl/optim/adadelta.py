@@ -64,6 +64,8 @@ class Adadelta(RuleOptimizer):
         capturable: keep the step count on the parameter's device, so that a CUDA graph can hold the step.
         maximize: climb instead of descend.
         differentiable: let autograd record the step.
+        fused: True for the fused engine: the rule as one compiled kernel. torch has no such argument here; the
+            parameter groups name it only if it is given.
 
     State:
         step: the number of updates, a 0-dim float tensor. The rule does not need it.
@@ -103,6 +105,7 @@ class Adadelta(RuleOptimizer):
         capturable: bool = False,
         maximize: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         check_tensor_lr(lr)
         require(0.0 <= lr, f"Invalid learning rate: {lr}")
@@ -119,7 +122,7 @@ class Adadelta(RuleOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults if fused is None else {**defaults, "fused": fused})
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         return {"square_avg": torch.zeros_like, "acc_delta": torch.zeros_like}

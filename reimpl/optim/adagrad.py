@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_fused, check_tensor_lr, require
+from reimpl.optim.arguments import check_tensor_lr, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -56,7 +56,7 @@ class Adagrad(RuleOptimizer):
         foreach: True for the foreach engine, False for the loop; None chooses as torch does (foreach on accelerators).
         maximize: climb instead of descend.
         differentiable: let autograd record the step.
-        fused: not implemented yet; True raises.
+        fused: True for the fused engine: the rule as one compiled kernel.
 
     State:
         step: the number of updates, a 0-dim float tensor.
@@ -64,7 +64,7 @@ class Adagrad(RuleOptimizer):
 
     Raises:
         ValueError: for an `lr` of several elements, or a negative argument.
-        RuntimeError: for `fused=True`; from `step`, for a sparse gradient together with weight decay.
+        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together with weight decay.
 
     Differs from the paper:
         Only the diagonal form; $\epsilon$ stands outside the root, where the paper's $\delta$ also stands. `lr_decay`,
@@ -118,7 +118,6 @@ class Adagrad(RuleOptimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
-        check_fused("Adagrad", fused, foreach, differentiable)
         for group in self.param_groups:
             for param in group["params"]:
                 self.state[param] = self.create_state(group, param)
@@ -138,5 +137,7 @@ class Adagrad(RuleOptimizer):
         return adagrad_coefficients(group, step)
 
     def check_sparse(self, group: dict[str, Any], param: Tensor) -> None:
+        if group["fused"]:
+            raise RuntimeError("`fused` does not support sparse grad or complex param")
         if group["weight_decay"] != 0:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_fused, check_tensor_lr, require
+from reimpl.optim.arguments import check_tensor_lr, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -81,7 +81,7 @@ class Adam(RuleOptimizer):
         maximize: climb instead of descend.
         capturable: keep the step count on the parameter's device, so that a CUDA graph can hold the step.
         differentiable: let autograd record the step.
-        fused: not implemented yet; True raises.
+        fused: True for the fused engine: the rule as one compiled kernel.
         decoupled_weight_decay: decay the parameter and not the gradient.
 
     State:
@@ -93,7 +93,7 @@ class Adam(RuleOptimizer):
     Raises:
         ValueError: for an `lr` or beta of several elements, a negative `lr`, `eps` or `weight_decay`, a beta outside
             $[0, 1)$, betas of two kinds, or a tensor `lr` or beta with `foreach=True` and not `capturable`.
-        RuntimeError: for `fused=True`; from `step`, for a sparse gradient.
+        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient.
 
     Differs from the paper:
         Nothing in Algorithm 1; the more efficient form at the end of its section 2, with another $\hat\epsilon$, is not
@@ -174,7 +174,6 @@ class Adam(RuleOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(params, defaults)
-        check_fused("Adam", fused, foreach, differentiable)
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         zeros = torch.zeros_like

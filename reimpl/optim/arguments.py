@@ -16,19 +16,10 @@ def check_tensor_lr(lr: float | Tensor) -> None:
     require(not isinstance(lr, Tensor) or lr.numel() == 1, "Tensor lr must be 1-element")
 
 
-def check_fused(name: str, fused: bool | None, foreach: bool | None, differentiable: bool) -> None:
-    """Refuse `fused=True`, with torch's own words where torch refuses it too."""
+def check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> None:
+    """Refuse options that do not go together with `fused=True`."""
     if fused:
         if differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
         if foreach:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        raise RuntimeError(no_fused_engine(name))
-
-
-def no_fused_engine(name: str) -> str:
-    """Return what to tell whoever asks for `fused=True`."""
-    return (
-        f"`fused=True` is not implemented for reimpl.optim.{name} yet; leave `fused` unset, "
-        "and set it to None in the parameter groups of a loaded checkpoint"
-    )

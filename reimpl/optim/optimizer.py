@@ -10,12 +10,14 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.optim.optimizer import (
+    ParamsT,
     _default_to_fused_or_foreach,
     _get_capturable_supported_devices,
 )
 
-from reimpl.optim.arguments import no_fused_engine
-from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, loop, rows
+from reimpl.optim.arguments import check_fused
+from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
+from reimpl.optim.engines.batch import pick
 
 FIRST, LATER = 1.0, 2.0
 """The step that a rule without a step count is told: a parameter's first update, or a later one."""
@@ -75,6 +77,12 @@ class RuleOptimizer(torch.optim.Optimizer):
     options_of_later_versions: ClassVar[dict[str, Any]] = {}
     """Options that checkpoints of older torch versions lack, with the value that they had then."""
 
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        check_fused(defaults.get("fused"), defaults["foreach"], defaults["differentiable"])
+        if defaults.get("fused"):
+            self._step_supports_amp_scaling = True  # so that a `GradScaler` leaves the gradients to the step
+
     def coefficients(self, group: Group, step: Any, param: Tensor) -> dict[str, Any]:
         """Return the rule's scalars for parameters of `group` in their `step`-th update.
 
@@ -96,12 +104,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def check_group(self, group: Group) -> None:
         """Raise what torch's step raises for the options of a group that has gradients."""
-        if "fused" in self.defaults and group["fused"]:
-            raise RuntimeError(no_fused_engine(type(self).__name__))
+        if group.get("fused"):
+            check_fused(True, False, group["differentiable"])
+            return
         if group["foreach"] and group["differentiable"] and not self.linear:
             raise AssertionError("_foreach ops don't support autograd")
         scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
-        if "fused" in self.defaults and scaled:
+        if scaled and "fused" in self.defaults:
             raise AssertionError("Expected grad_scale and found_inf to be None")
 
     def check_sparse(self, group: Group, param: Tensor) -> None:
@@ -114,9 +123,14 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def chooses_foreach(self, group: Group, params: list[Tensor]) -> bool:
         """Return whether the foreach engine updates these parameters: by the group's options, else as torch decides."""
-        if group["foreach"] is None and ("fused" not in self.defaults or group["fused"] is None):
+        if group["foreach"] is None and group.get("fused") is None:
             return _default_to_fused_or_foreach(params, group["differentiable"] and not self.linear)[1]
         return bool(group["foreach"])
+
+    def chooses_fused(self, group: Group, params: list[Tensor]) -> bool:
+        """Return whether the fused engine updates these parameters: where a graph is made, the foreach engine does."""
+        in_graph = self.is_capturable(group) and params[0].device.type != "cpu"
+        return bool(group.get("fused")) and not in_graph and not torch.compiler.is_compiling()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
@@ -136,9 +150,14 @@ class RuleOptimizer(torch.optim.Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
+            found_inf = getattr(self, "found_inf", None)
+            overflow = found_inf is not None and found_inf.item() != 0
             for turn in turns(self.param_groups):
                 for plan in [self._plan(group, params) for group, params in turn]:
-                    self._carry_out(plan)
+                    if not overflow:
+                        self._carry_out(plan)
+                    elif self.counts_steps:
+                        self._keep(plan.created)
             return loss
 
     def create_state(self, group: Group, param: Tensor) -> State:
@@ -151,7 +170,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _make_count(self, group: Group, param: Tensor, value: float) -> Tensor:
         """Return a step count: on the host, where reading it costs nothing, unless a graph has to own it."""
         device = param.device if self.is_capturable(group) else "cpu"
-        return torch.tensor(value, dtype=step_dtype(), device=device)
+        return torch.tensor(value, dtype=torch.float32 if group.get("fused") else step_dtype(), device=device)
 
     def _plan(self, group: Group, params: list[Tensor]) -> Plan:
         """Check a group, and sort its parameters into batches that one call of an engine can update.
@@ -171,13 +190,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         read_counts = counts if self.reads_steps else []
         state = [[state[name] for state in states] if make is not None else None for name, make in makers.items()]
 
-        on_lists = self.chooses_foreach(group, params)
-        self._check_counts(group, params, counts, on_lists)
-        in_graph = self.is_capturable(group) or torch.compiler.is_compiling()
+        as_kernel = self.chooses_fused(group, params)
+        on_lists = as_kernel or self.chooses_foreach(group, params)
+        in_graph = not as_kernel and (self.is_capturable(group) or torch.compiler.is_compiling())
+        self._check_counts(group, params, counts, on_lists, in_graph)
         if not counts and created:
             steps = [FIRST if param in created else LATER for param in params]
             # In a step that creates the buffers of only some parameters, torch's foreach path loops over all of them.
-            on_lists = on_lists and len(created) == len(params)
+            on_lists = as_kernel or (on_lists and len(created) == len(params))
         elif not read_counts:
             steps = [LATER] * len(params)
         elif not in_graph:
@@ -195,15 +215,16 @@ class RuleOptimizer(torch.optim.Optimizer):
         calls = []
         for part in split(alike):
             first = part[0]
-            engine = self._choose_engine(group, sparse[first], on_lists)
+            engine = fused if as_kernel else self._choose_engine(group, sparse[first], on_lists)
             batch = Batch(
                 params=pick(params, part),
                 grads=pick(grads, part),
                 state=[tensors and pick(tensors, part) for tensors in state],
                 coefficients={},
                 maximize=group["maximize"],
+                grad_scale=as_number(getattr(self, "grad_scale", None)) if as_kernel else None,
             )
-            if batch.params[0].is_complex() and not self.linear and not sparse[first]:
+            if batch.params[0].is_complex() and (as_kernel or not self.linear) and not sparse[first]:
                 batch = batch.as_real()
             step: Any = steps[first]
             if read_counts:
@@ -218,6 +239,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Compute a batch's coefficients: in a graph lists of tensors, otherwise numbers if the rule runs on lists."""
         if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
             group = {name: as_list(option, len(params)) for name, option in group.items()}
+        elif engine is fused:
+            group = {name: as_number(option) for name, option in group.items()}
         coefficients = self.coefficients(group, step, params[0])
         if engine is foreach and not in_graph:
             return {name: as_number(value) for name, value in coefficients.items()}
@@ -240,11 +263,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             states = [created.get(param, state) for param, state in zip(params, states, strict=True)]
         return created, states
 
-    def _check_counts(self, group: Group, params: list[Tensor], counts: list[Tensor], on_lists: bool) -> None:
+    def _check_counts(
+        self, group: Group, params: list[Tensor], counts: list[Tensor], on_lists: bool, in_graph: bool
+    ) -> None:
         """Raise what torch raises for step counts that autograd follows, or that a graph could not hold."""
         if group["differentiable"] and any(count.requires_grad for count in counts):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
-        if self.is_capturable(group) and not torch.compiler.is_compiling():
+        if in_graph and not torch.compiler.is_compiling():
             devices = _get_capturable_supported_devices(
                 supports_xla=("foreach" if on_lists else "loop") in self.capturable_on_xla
             )
@@ -265,14 +290,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Update the parameters, then keep new state and advance the counts: an interrupted step has not been taken."""
         for engine, batch in plan.calls:
             engine(type(self).rule, batch)
-        for param, state in plan.created.items():
-            self.state[param].update(state)
+        self._keep(plan.created)
         if plan.counts:
             if plan.counts[0].dtype == torch.float32 and plan.counts[0].is_cpu and not torch.compiler.is_compiling():
                 # Wrapping the number once is faster than once for each count, as torch found.
                 torch._foreach_add_(plan.counts, torch.tensor(1.0, device="cpu"), alpha=1.0)
             else:
                 torch._foreach_add_(plan.counts, 1)
+
+    def _keep(self, created: dict[Tensor, State]) -> None:
+        for param, state in created.items():
+            self.state[param].update(state)
 
     def _check_graph_capture(self) -> None:
         """Raise if a CUDA graph is being captured and a group is not `capturable`, as torch's step does."""
@@ -287,10 +315,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.options_of_later_versions.items():
                 group.setdefault(name, value)
+            if "fused" in self.defaults:  # torch has no such option for RMSprop and Adadelta
+                group.setdefault("fused", self.defaults["fused"])
             for param in group["params"]:
                 saved = self.state.get(param, {})
                 # Before torch 1.12 the step count was a Python number.
-                if "step" in saved and not isinstance(saved["step"], Tensor):
+                # torch's fused kernels count on the device; a count that has to be read stays on the host.
+                fused_count = bool(group.get("fused")) and not self.is_capturable(group)
+                if "step" in saved and (fused_count or not isinstance(saved["step"], Tensor)):
                     saved["step"] = self._make_count(group, param, float(saved["step"]))
 
 
@@ -328,11 +360,6 @@ def split(columns: list[list[Any]]) -> list[Sequence[int]]:
     return list(parts.values())
 
 
-def pick(column: list[T], indices: Sequence[int]) -> list[T]:
-    """Return the entries of `column` at `indices`."""
-    return column if len(indices) == len(column) else [column[index] for index in indices]
-
-
 def read(counts: list[Any]) -> list[float]:
     """Return the values of step counts."""
     try:
@@ -359,6 +386,8 @@ def as_list(option: Any, length: int) -> Any:
     return TensorList([option] * length) if isinstance(option, Tensor) else option
 
 
-def as_number(coefficient: Any) -> Any:
-    """Read a tensor coefficient."""
-    return coefficient.item() if isinstance(coefficient, Tensor) else coefficient
+def as_number(value: Any) -> Any:
+    """Read a tensor option or coefficient."""
+    if isinstance(value, tuple):
+        return tuple(as_number(part) for part in value)
+    return value.item() if isinstance(value, Tensor) else value

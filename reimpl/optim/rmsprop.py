@@ -72,6 +72,8 @@ class RMSprop(RuleOptimizer):
         foreach: True for the foreach engine, False for the loop; None chooses as torch does (foreach on accelerators).
         maximize: climb instead of descend.
         differentiable: let autograd record the step.
+        fused: True for the fused engine: the rule as one compiled kernel. torch has no such argument here; the
+            parameter groups name it only if it is given.
 
     State:
         step: the number of updates, a 0-dim float tensor. The rule does not need it.
@@ -122,6 +124,8 @@ class RMSprop(RuleOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
+        *,
+        fused: bool | None = None,
     ) -> None:
         check_tensor_lr(lr)
         require(0.0 <= lr, f"Invalid learning rate: {lr}")
@@ -141,7 +145,7 @@ class RMSprop(RuleOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults if fused is None else {**defaults, "fused": fused})
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         zeros = torch.zeros_like

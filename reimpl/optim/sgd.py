@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_fused, check_tensor_lr, require
+from reimpl.optim.arguments import check_tensor_lr, require
 from reimpl.optim.optimizer import FIRST, RuleOptimizer
 
 
@@ -37,12 +38,17 @@ def sgd_rule(
 def sgd_coefficients(group: dict[str, Any], step: float) -> dict[str, Any]:
     """Return the rule's coefficients: the options as they are, and whether this is the first update."""
     names = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
-    return {name: group[name] for name in names} | {"first_step": step == FIRST}
+    coefficients = {name: group[name] for name in names} | {"first_step": step == FIRST}
+    if group["fused"] and step == FIRST:  # b_1 = g_1 follows from b_0 = 0 too, without a kernel of its own
+        coefficients |= {"dampening": 0, "first_step": False}
+    return coefficients
 
 
 def first_buffer(group: dict[str, Any], param: Tensor) -> Tensor:
     """Return the buffer of the first step: the gradient as it is, undampened, with weight decay."""
     assert param.grad is not None
+    if group["fused"]:
+        return torch.zeros_like(param.grad)
     grad = -param.grad if group["maximize"] else param.grad
     weight_decay = group["weight_decay"]
     if isinstance(weight_decay, Tensor) and weight_decay.requires_grad:
@@ -72,7 +78,7 @@ class SGD(RuleOptimizer):
         maximize: climb instead of descend: $-\nabla f$ takes the place of $\nabla f$; weight decay still decays.
         foreach: True for the foreach engine, False for the loop; None chooses as torch does (foreach on accelerators).
         differentiable: let autograd record the step.
-        fused: not implemented yet; True raises.
+        fused: True for the fused engine: the rule as one compiled kernel.
 
     State:
         momentum_buffer: $b$, of the shape, dtype and layout of $g_1$; absent if `momentum` is 0.
@@ -80,7 +86,7 @@ class SGD(RuleOptimizer):
     Raises:
         ValueError: for an `lr` of several elements, a negative `lr`, `momentum` or `weight_decay`, or `nesterov`
             without momentum or with dampening.
-        RuntimeError: for `fused=True`; from `step`, for a sparse gradient together with weight decay.
+        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together with weight decay.
 
     Differs from the paper:
         Sutskever et al. scale the gradient by the learning rate as it enters the velocity, $v_t = \mu v_{t-1} - \gamma
@@ -141,7 +147,6 @@ class SGD(RuleOptimizer):
             "Nesterov momentum requires a momentum and zero dampening",
         )
         super().__init__(params, defaults)
-        check_fused("SGD", fused, foreach, differentiable)
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         return {"momentum_buffer": partial(first_buffer, group) if group["momentum"] != 0 else None}
@@ -150,5 +155,7 @@ class SGD(RuleOptimizer):
         return sgd_coefficients(group, step)
 
     def check_sparse(self, group: dict[str, Any], param: Tensor) -> None:
+        if group["fused"]:
+            raise RuntimeError("`_fused_sgd` does not support sparse gradients")
         if group["weight_decay"] != 0 and param.grad is not None:
             param.grad.add(param, alpha=group["weight_decay"])  # raises: torch adds no dense tensor to a sparse one

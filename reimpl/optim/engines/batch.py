@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Rule: TypeAlias = Callable[..., None]
 """`rule(param, grad, *state, **coefficients)`: one update, in place. Absent state is None."""
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -22,6 +23,8 @@ class Batch(NamedTuple):
         state: a list like `params` for each state tensor that the rule takes, or None for one that is not kept.
         coefficients: the rule's scalars, computed once for the whole batch.
         maximize: whether to climb: the rule then sees the negated gradients.
+        grad_scale: what the gradients were multiplied with, and have to be divided by; None if they were not. Only the
+            fused engine takes scaled gradients, and as torch's fused optimizers it leaves them divided.
     """
 
     params: list[Tensor]
@@ -29,6 +32,19 @@ class Batch(NamedTuple):
     state: list[list[Tensor] | None]
     coefficients: dict[str, Any]
     maximize: bool
+    grad_scale: float | None = None
+
+    def tensors(self) -> list[list[Tensor]]:
+        """Return the lists of parameters, of gradients and of each state tensor that is kept."""
+        return [self.params, self.grads, *(tensors for tensors in self.state if tensors is not None)]
+
+    def pick(self, indices: Sequence[int]) -> Batch:
+        """Return the part of the batch at `indices`."""
+        return self._replace(
+            params=pick(self.params, indices),
+            grads=pick(self.grads, indices),
+            state=[tensors and pick(tensors, indices) for tensors in self.state],
+        )
 
     def columns(self) -> list[Iterable[Any]]:
         """Return parameters, gradients and each state tensor, as the rule takes them."""
@@ -50,3 +66,8 @@ class Batch(NamedTuple):
 
 Engine: TypeAlias = Callable[[Rule, Batch], None]
 """`engine(rule, batch)`: run the rule on the batch, in place."""
+
+
+def pick(column: list[T], indices: Sequence[int]) -> list[T]:
+    """Return the entries of `column` at `indices`, which are all of them or fewer."""
+    return column if len(indices) == len(column) else [column[index] for index in indices]

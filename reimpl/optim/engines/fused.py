@@ -1,0 +1,209 @@
+"""The fused engine: the rule compiled to one kernel, which reads and writes every number once."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from itertools import accumulate
+from operator import attrgetter, call, is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from reimpl.optim.engines.batch import Batch, Rule
+from reimpl.optim.engines.foreach import foreach
+from reimpl.optim.engines.kernel import Kernel, NoKernel, Spec, find_kernel
+from reimpl.optim.engines.symbolic import variable
+
+WARNED: set[str] = set()
+shape_of, dtype_of = attrgetter("shape"), attrgetter("dtype")
+
+
+def fused(rule: Rule, batch: Batch) -> None:
+    """Run `rule` as one kernel on all tensors of the batch.
+
+    If no kernel can be made, the foreach engine takes over, and a warning names the cause, once. It also has the
+    parameters whose gradient or state lies in memory in another order than they, or not densely.
+    """
+    batch = local_shards(batch)
+    places = find_places(batch)
+    if places is not None:
+        run_kernel(rule, batch, places)
+        return
+    alone = [batch.pick([index]) for index in range(len(batch.params))]
+    strange = [index for index, single in enumerate(alone) if find_places(single) is None]
+    if strange:
+        unscaled_foreach(rule, batch.pick(strange))
+    parts = defaultdict(list)
+    for index in sorted(set(range(len(alone))) - set(strange)):
+        parts[tuple(dtype_of(tensor) for (tensor,) in alone[index].tensors())].append(index)
+    for indices in parts.values():
+        part = batch.pick(indices)
+        run_kernel(rule, part, Places.of([part.params, *part.tensors()[2:]]))
+
+
+def run_kernel(rule: Rule, batch: Batch, places: Places) -> None:
+    """Run `rule` as one kernel on tensors whose places are known, or else on lists."""
+    try:
+        kernel, numbers = kernel_for(rule, batch)
+    except NoKernel as cause:
+        warn_once(f"fused=True: the foreach engine takes over {rule.__name__}: {cause}")
+        unscaled_foreach(rule, batch)
+        return
+    params, *state = places.addresses
+    addresses = [params, list(map(Tensor.data_ptr, batch.grads)), *state]
+    kernel.launch(places.ends, addresses, numbers, batch.params[0].device)
+    torch.autograd.graph.increment_version(batch.params)
+
+
+def kernel_for(rule: Rule, batch: Batch) -> tuple[Kernel, list[float]]:
+    """Return the kernel for a batch, and the numbers that it takes.
+
+    Raises:
+        NoKernel: if there is none.
+    """
+    firsts = [None if tensors is None else tensors[0] for tensors in (batch.params, batch.grads, *batch.state)]
+    numbers = variable(batch.coefficients, batch.grad_scale)
+    spec = Spec(
+        rule=rule,
+        dtypes=tuple(None if first is None else first.dtype for first in firsts),
+        constants=tuple((name, value) for name, value in batch.coefficients.items() if name not in numbers),
+        maximize=batch.maximize,
+        scaled=batch.grad_scale is not None,
+        device=batch.params[0].device,
+    )
+    return find_kernel(spec, batch.coefficients, batch.grad_scale), list(numbers.values())
+
+
+def unscaled_foreach(rule: Rule, batch: Batch) -> None:
+    """Run the foreach engine, on gradients that are divided by their scale first."""
+    if batch.grad_scale is not None:
+        torch._foreach_div_(batch.grads, batch.grad_scale)
+    foreach(rule, batch._replace(grad_scale=None))
+
+
+def warn_once(message: str) -> None:
+    """Warn, once a process for each message."""
+    if message not in WARNED:
+        WARNED.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+class Places(NamedTuple):
+    """Where parameters and state tensors are, and where each parameter would end if they lay one behind the other."""
+
+    addresses: list[list[int]]
+    ends: array[int]
+    references: list[list[Callable[[], Tensor | None]]]
+
+    @classmethod
+    def of(cls, columns: list[list[Tensor]]) -> Places:
+        """Look up where tensors are, without keeping them alive."""
+        return cls(
+            addresses=[list(map(Tensor.data_ptr, column)) for column in columns],
+            ends=array("q", accumulate(map(Tensor.numel, columns[0]))),
+            references=[[weakref.ref(tensor) for tensor in column] for column in columns],
+        )
+
+    def hold(self, columns: list[list[Tensor]]) -> bool:
+        """Return whether these are the same tensors, and begin where they began.
+
+        Then nobody has replaced them or given them other data, and they need not be looked at again, which takes longer
+        than to update them if they are small.
+        """
+        return (
+            len(columns[0]) == len(self.ends)
+            and all(all(map(is_, new, map(call, old))) for new, old in zip(columns, self.references, strict=True))
+            and [list(map(Tensor.data_ptr, column)) for column in columns] == self.addresses
+        )
+
+
+PLACES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""What is remembered from step to step, by the first tensor of an optimizer's last state."""
+
+
+def find_places(batch: Batch) -> Places | None:
+    """Return where parameters and state are, or None if a kernel could not go by addresses.
+
+    It can if number i in the memory of each tensor belongs to number i in that of its parameter.
+    """
+    columns = batch.tensors()
+    kept = [batch.params, *columns[2:]]
+    if any(map(Tensor.is_neg, batch.grads)) or not are_alike(batch.grads):
+        return None
+    if not all(map(Tensor.is_contiguous, batch.params)):
+        regular = all(map(are_alike, kept)) and all(map(lie_alike, *columns))
+        return Places.of(kept) if regular else None
+    places: Places | None = PLACES.get(kept[-1][0])
+    if places is None or not places.hold(kept):
+        if not all(map(are_alike, kept)) or not all(is_contiguous_like(batch.params, column) for column in columns):
+            return None
+        places = PLACES[kept[-1][0]] = Places.of(kept)
+    sizes = array("q", accumulate(map(Tensor.numel, batch.grads)))
+    return places if sizes == places.ends and all(map(Tensor.is_contiguous, batch.grads)) else None
+
+
+def are_alike(tensors: list[Tensor]) -> bool:
+    """Return whether all tensors are of one dtype, and hold numbers."""
+    return all(map(has_address, set(map(type, tensors)))) and len(set(map(dtype_of, tensors))) == 1
+
+
+def is_contiguous_like(params: list[Tensor], tensors: list[Tensor]) -> bool:
+    """Return whether tensors are contiguous and of the shapes of parameters that are so."""
+    return all(map(Tensor.is_contiguous, tensors)) and list(map(shape_of, tensors)) == list(map(shape_of, params))
+
+
+def lie_alike(param: Tensor, *others: Tensor) -> bool:
+    """Return whether gradient and state lie in memory in the order of their parameter, and all of them densely."""
+    return is_dense(param) and all(
+        tensor.shape == param.shape and layout(tensor) == layout(param) for tensor in others
+    )
+
+
+@cache
+def has_address(kind: type) -> bool:
+    """Return whether tensors of a class hold numbers at `data_ptr()`, as those do that leave dispatch to torch."""
+    default: Any = Tensor.__torch_dispatch__
+    return bool(kind.__torch_dispatch__ == default)  # type: ignore[attr-defined]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether each number of the tensor's memory belongs to exactly one of its elements."""
+    return layout(tensor) == layout(torch.empty_like(tensor, device="meta"))
+
+
+def layout(tensor: Tensor) -> list[int]:
+    """Return the strides of the dimensions that have several entries."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def local_shards(batch: Batch) -> Batch:
+    """Return a batch of sharded tensors as one of this process's shards, where all of a parameter are sharded alike."""
+    if not any(hasattr(kind, "to_local") for kind in set(map(type, batch.params))):
+        return batch
+    rows = [tuple(row) for row in zip(*batch.tensors(), strict=True)]
+    columns = list(zip(*(map(to_local, row) if sharded_alike(row) else row for row in rows), strict=True))
+    state = iter(columns[2:])
+    return batch._replace(
+        params=list(columns[0]),
+        grads=list(columns[1]),
+        state=[tensors and list(next(state)) for tensors in batch.state],
+    )
+
+
+def sharded_alike(row: tuple[Any, ...]) -> bool:
+    """Return whether a parameter, its gradient and its state are `DTensor`s with the same placements."""
+    placements = [getattr(tensor, "placements", None) for tensor in row]
+    return placements[0] is not None and all(other == placements[0] for other in placements)
+
+
+def to_local(tensor: Any) -> Tensor:
+    """Return the shard of this process, which shares memory with the whole."""
+    local: Tensor = tensor.to_local().detach()
+    return local
