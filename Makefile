@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 export DISABLE_MKDOCS_2_WARNING := true
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint types docs serve bench format clean
+.PHONY: help verify test lint types docs serve bench layers format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,10 @@ docs: $(VENV)/.docs $(KATEX) ## build the documentation into site/
 serve: $(VENV)/.docs $(KATEX) ## build the documentation and show it on localhost
 	$(BIN)/mkdocs serve --strict
 
-bench: $(VENV)/.cli ## time optimizers and layers beside torch's; ARGS="--rounds 3"
-	$(BIN)/python benchmarks/optim_step.py $(ARGS)
+bench: $(VENV)/.bench ## time a step of each optimizer beside torch's; ARGS="Adam --quick --plot times.svg"
+	$(BIN)/reimpl bench $(ARGS)
+
+layers: $(VENV)/.cli ## time a pass of each layer beside torch's; ARGS="--only conv"
 	$(BIN)/python benchmarks/layers.py $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the code in the project's format
@@ -56,7 +58,7 @@ $(KATEX): docs_tools/package-lock.json
 	npm ci --silent --prefix docs_tools
 	@touch $@
 
-# One mark for each of the package's extras: .cli, .test, .docs, .dev
+# One mark for each of the package's extras: .cli, .bench, .test, .docs, .dev
 $(VENV)/.%: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[$*]"
 	@touch $@

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Step, compare, peak_memory
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import reimpl.nn
 import reimpl.nn.functional
+from reimpl.bench.timing import Step, compare, peak_memory
 from reimpl.verify.report import print_table
 from reimpl.verify.runner import environment
 

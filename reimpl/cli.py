@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import reimpl
+from reimpl.bench import OPTIMIZERS, VARIANTS, WORKLOADS, bench, plot, print_results
+from reimpl.bench.optimizers import ROUNDS
+from reimpl.bench.report import IMAGE_FORMATS
 from reimpl.verify import SCENARIOS, Case, LayerCase, Progress, cases, verify
 from reimpl.verify.options import DTYPES
 from reimpl.verify.report import print_report, to_html
@@ -28,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: instead of the process's own.
 
     Returns:
-        The exit status: 0 if every claim holds, 1 if one does not. A bad argument exits with 2.
+        The exit status: 1 if a claim that was to be verified does not hold, or else 0. A bad argument exits with 2.
     """
     parser = argparse.ArgumentParser("reimpl", description="PyTorch's optimizers and layers, written to be read.")
     parser.add_argument(
@@ -36,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_verify(commands.add_parser("verify", help="prove that the results are torch's", description=VERIFY))
+    add_bench(commands.add_parser("bench", help="time a step of every optimizer beside torch's", description=BENCH))
     options = parser.parse_args(arguments)
-    return run_verify(options, commands.choices["verify"])
+    run = {"verify": run_verify, "bench": run_bench}[options.command]
+    return run(options, commands.choices[options.command])
 
 
 VERIFY = """Compare every optimizer and layer with torch's, bit for bit: on a grid of options, dtypes, engines and
@@ -74,9 +82,7 @@ def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     sections = select(
         [*options.what, *options.only], [*dict.fromkeys(c.section for c in registered), *TRAININGS], parser
     )
-    for file in (options.json, options.html):
-        if file is not None and not file.parent.is_dir():
-            parser.error(f"there is no folder {str(file.parent)!r} to write {file.name!r} into")
+    check_folders([options.json, options.html], parser)
     dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
     chosen = [case for case in registered if case.section in sections and case.dtype in dtypes]
     trainings = [name for name in TRAININGS if name in sections and torch.float32 in dtypes]
@@ -92,8 +98,7 @@ def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         page = to_html(evidence) if options.html else ""
     except ModuleNotFoundError as error:
         parser.error(str(error))
-    if options.json:
-        options.json.write_text(json.dumps(evidence.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_json(options.json, evidence.to_json())
     if options.html:
         options.html.write_text(page, encoding="utf-8")
     print_report(evidence)
@@ -118,6 +123,19 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> str:
     if name not in (*valid, *(["cuda"] if len(valid) > 1 else [])):
         parser.error(f"there is no device {name!r} here; choose from {', '.join(valid)}")
     return name
+
+
+def check_folders(files: Sequence[Path | None], parser: argparse.ArgumentParser) -> None:
+    """Refuse a file in a folder that is not there, before the work is done."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"there is no folder {str(file.parent)!r} to write {file.name!r} into")
+
+
+def write_json(file: Path | None, evidence: dict[str, Any]) -> None:
+    """Write the evidence, if a file is named."""
+    if file is not None:
+        file.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
 
 
 def print_list(chosen: list[Case | LayerCase], trainings: list[str]) -> None:
@@ -151,3 +169,76 @@ def progress_bar(totals: Counter[str]) -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=totals.total())
         yield lambda section: bar.update(task, advance=1, description=section)
+
+
+BENCH = """Time a step of each optimizer in one run: our engines, torch's, and torch.compile(opt.step), side by side on
+the parameters of real networks; with the time that the memory needs at least, the first step, and the memory that a
+step holds."""
+QUICK_ROUNDS = 3
+QUICK_WORKLOADS = ("resnet50", "small")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `reimpl bench`."""
+    parser.add_argument(
+        "optimizer", nargs="*", metavar="OPTIMIZER", help=f"of {', '.join(OPTIMIZERS)} (default: all of them)"
+    )
+    titles = "; ".join(f"{workload.name}: {workload.title}" for workload in WORKLOADS.values())
+    parser.add_argument(
+        "--workload", action="append", metavar="NAME", help=f"{titles} (default: all of them); may be repeated"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
+    parser.add_argument("--rounds", type=positive, help=f"how often each has its turn (default: {ROUNDS})")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile(opt.step)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, versions, device, date")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times, as SVG or PNG by the file's name")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_ROUNDS} rounds, {' and '.join(QUICK_WORKLOADS)}, without torch.compile(opt.step)",
+    )
+
+
+def positive(text: str) -> int:
+    """Return a number of rounds."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds, 1 or more")
+    return int(text)
+
+
+def run_bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Carry out `reimpl bench`."""
+    device = check_device(options.device, parser)
+    optimizers = choose("optimizer", options.optimizer or list(OPTIMIZERS), list(OPTIMIZERS), parser)
+    names = options.workload or (QUICK_WORKLOADS if options.quick else list(WORKLOADS))
+    workloads = [WORKLOADS[name] for name in choose("workload", names, list(WORKLOADS), parser)]
+    check_folders([options.json, options.plot], parser)
+    if options.plot is not None:
+        if options.plot.suffix not in IMAGE_FORMATS:
+            parser.error(f"--plot cannot write {options.plot.name!r}; choose a name in {' or '.join(IMAGE_FORMATS)}")
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot draws with matplotlib: pip install 'reimpl[bench]'")
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    variants = [v for v in VARIANTS if v.engine != "compile" or not (options.no_compile or options.quick)]
+    found = bench(
+        optimizers,
+        workloads,
+        device,
+        rounds,
+        variants,
+        # No bar that moves: it would take its share of the processor.
+        lambda result: print(f"{result.workload.title}, {result.title} …", file=sys.stderr, flush=True),
+    )
+    write_json(options.json, found.to_json())
+    if options.plot is not None:
+        plot(found, options.plot)
+    print_results(found)
+    return 0
+
+
+def choose(kind: str, names: Sequence[str], valid: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Return the names, each once, or refuse one that does not exist."""
+    for name in names:
+        if name not in valid:
+            parser.error(f"there is no {kind} {name!r}; choose from {', '.join(valid)}")
+    return list(dict.fromkeys(names))

@@ -14,7 +14,8 @@ def test_version():
 
 
 def test_optim_needs_torch_alone():
-    blocked = ["rich", "jinja2", "sklearn", "pytest", "hypothesis", "mkdocs", "reimpl.verify", "reimpl.cli"]
+    blocked = ["rich", "jinja2", "sklearn", "matplotlib", "pytest", "hypothesis", "mkdocs"]
+    blocked += ["reimpl.bench", "reimpl.verify", "reimpl.cli"]
     code = f"""
 import sys
 import torch

@@ -31,7 +31,8 @@ def rmsprop_rule(
     square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
     if grad_avg is not None:
         grad_avg.lerp_(grad, 1 - alpha)
-        denominator = square_avg.addcmul(grad_avg, grad_avg, value=-1).sqrt_().add_(eps)
+        variance = square_avg.addcmul(grad_avg, grad_avg, value=-1).clamp_min_(0)  # rounding can make it negative
+        denominator = variance.sqrt_().add_(eps)
     else:
         denominator = square_avg.sqrt().add_(eps)
     if momentum_buffer is not None:
@@ -92,8 +93,8 @@ class RMSprop(RuleOptimizer):
 
     Differs from torch:
         Complex parameters with weight decay in the loop engine: torch adds the penalty in complex arithmetic and rounds
-        once more. As in torch, rounding can make the centered difference negative, and its root NaN, where the gradient
-        hardly changes.
+        once more. Where rounding makes the centered difference negative, as it can if the gradient hardly changes, it
+        is taken as 0 here; torch's root of it is NaN, and the parameter with it.
 
     Source:
         Hinton, Srivastava and Swersky, "Neural Networks for Machine Learning", lecture 6a, 2012; Graves, "Generating

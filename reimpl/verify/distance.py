@@ -59,14 +59,27 @@ def relative_error(tensor: Tensor, oracle: Tensor) -> float:
 
     A single element's relative error says nothing near zero, where cancellation makes any bound look broken.
     """
-    if not tensor.numel():
-        return 0.0
+    errors = scaled_errors(tensor, oracle)
+    if errors is None:
+        return math.inf
+    return float(errors.max()) if errors.numel() else 0.0
+
+
+def mean_error(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Return the root mean square error over all elements of all tensors, each relative to its oracle's magnitude."""
+    errors = [scaled_errors(tensor, oracle) for tensor, oracle in pairs]
+    if any(error is None for error in errors):
+        return math.inf
+    every = torch.cat([error.flatten() for error in errors if error is not None])
+    return float(every.square().mean().sqrt()) if every.numel() else 0.0
+
+
+def scaled_errors(tensor: Tensor, oracle: Tensor) -> Tensor | None:
+    """Return the errors of the finite elements relative to the largest magnitude; None if others are finite."""
     value, truth = real_view(tensor).double(), real_view(oracle).double()
     finite = torch.isfinite(truth)
     if not torch.equal(finite, torch.isfinite(value)):
-        return math.inf
-    if not finite.any():
-        return 0.0
-    scale = truth[finite].abs().max().item()
-    error: float = (value - truth)[finite].abs().max().item()
-    return error / scale if scale else error
+        return None
+    value, truth = value[finite], truth[finite]
+    scale = truth.abs().max().item() if truth.numel() else 0.0
+    return (value - truth).abs() / scale if scale else (value - truth).abs()

@@ -13,8 +13,8 @@ from torch import Tensor
 from reimpl.verify.options import DTYPES, Claim, grid, name_of, spell
 from reimpl.verify.scenarios import LOW_PRECISION_EPS, SCENARIOS, Scenario
 
-Engine = Literal["loop", "foreach"]
-ENGINES: tuple[Engine, ...] = ("loop", "foreach")
+Engine = Literal["loop", "foreach", "fused"]
+ENGINES: tuple[Engine, ...] = ("loop", "foreach", "fused")
 DENSE = ("shapes", "missing", "groups", "exchange", "mixed")
 
 
@@ -24,9 +24,9 @@ class Case:
 
     Attributes:
         optimizer: the class's name.
-        options: its constructor's arguments, `foreach` apart.
+        options: its constructor's arguments, those apart that choose the engine.
         dtype: of the parameters.
-        engine: the loop or the foreach engine.
+        engine: the loop, the foreach or the fused engine.
         scenario: the parameters, and what happens to them.
         claim: `exact` if every bit is to be torch's, `close` if only the error is to be no larger.
     """
@@ -109,7 +109,7 @@ def optimizer_cases(optimizer: str) -> Iterator[Case]:
         names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
         if index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32):
             names.append("drift")
-        if optimizer in TAKE_SPARSE and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
+        if engine != "fused" and optimizer in TAKE_SPARSE and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
             names.append("sparse")
         for name in names:
             if (optimizer, name) in TORCH_FAILS:
@@ -120,14 +120,17 @@ def optimizer_cases(optimizer: str) -> Iterator[Case]:
 
 
 def claim(optimizer: str, options: dict[str, Any], dtype: torch.dtype, engine: Engine, scenario: str) -> Claim:
-    """Return what is claimed: torch's bits, but for two corners.
+    """Return what is claimed: torch's bits, but for the fused engine and two corners.
 
+    - One kernel rounds where it stores, and multiplies and adds at once; so do torch's, in another order.
     - torch's for-loop adds weight decay (Adadelta: also the update) to a complex parameter in complex arithmetic, with
       two roundings where the real multiply-add has one. Here, as in torch's foreach path, a complex tensor is a pair of
       real ones all the way.
     - Tensor betas make torch's Adam compute the denominator of a 0-dim float16 or bfloat16 parameter in float32. Here
       it has the parameter's dtype, since it is computed in place.
     """
+    if engine == "fused":
+        return "close"
     if dtype.is_complex and engine == "loop" and optimizer != "SGD":
         decays = "weight_decay" in options and "decoupled_weight_decay" not in options
         return "close" if decays or optimizer == "Adadelta" else "exact"

@@ -48,7 +48,7 @@ class Verdict:
 
     case: Case | LayerCase
     kind: Literal["exact", "close", "differs"]
-    reference: Literal["for-loop", "foreach", "kernel"]
+    reference: Literal["for-loop", "foreach", "fused", "kernel"]
     ulp: int
     error: float
     reference_error: float

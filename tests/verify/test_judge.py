@@ -126,7 +126,7 @@ def test_exceptions_are_not_swallowed():
 
 def test_every_run_gets_the_same_inputs():
     for scenario in SCENARIOS.values():
-        first, second = (Run(torch.optim.SGD, case("SGD", scenario.name), "cpu", foreach=False) for _ in range(2))
+        first, second = (Run(torch.optim.SGD, case("SGD", scenario.name), "cpu", "loop") for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first.params, second.params, strict=True))
         for mine, theirs in zip(scenario.gradients(first.params), scenario.gradients(second.params), strict=True):
             assert all(
@@ -136,7 +136,7 @@ def test_every_run_gets_the_same_inputs():
 
 def test_scenarios_are_what_they_say():
     def params(name):
-        return Run(torch.optim.SGD, case("SGD", name), "cpu", foreach=False).params
+        return Run(torch.optim.SGD, case("SGD", name), "cpu", "loop").params
 
     shapes = params("shapes")
     assert {(), (0, 3)} <= {tuple(param.shape) for param in shapes}

@@ -68,7 +68,7 @@ class TensorList(Operand):
             result = [getattr(tensor, name)(*row, **kwargs) for tensor, *row in rows]
         return self if name.endswith("_") else TensorList(result)
 
-    def clamp_min_(self, other: TensorList) -> TensorList:
+    def clamp_min_(self, other: Any) -> TensorList:
         """Take the larger one; `torch._foreach_maximum_` does the same and takes sharded tensors in every version."""
         return self._call("maximum_", other)
 
