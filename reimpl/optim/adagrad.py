@@ -64,7 +64,8 @@ class Adagrad(RuleOptimizer):
 
     Raises:
         ValueError: for an `lr` of several elements, or a negative argument.
-        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together with weight decay.
+        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together
+            with weight decay or `fused=True`.
 
     Differs from the paper:
         Only the diagonal form; $\epsilon$ stands outside the root, where the paper's $\delta$ also stands. `lr_decay`,

@@ -86,7 +86,8 @@ class SGD(RuleOptimizer):
     Raises:
         ValueError: for an `lr` of several elements, a negative `lr`, `momentum` or `weight_decay`, or `nesterov`
             without momentum or with dampening.
-        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together with weight decay.
+        RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient together
+            with weight decay or `fused=True`.
 
     Differs from the paper:
         Sutskever et al. scale the gradient by the learning rate as it enters the velocity, $v_t = \mu v_{t-1} - \gamma

@@ -109,7 +109,8 @@ def optimizer_cases(optimizer: str) -> Iterator[Case]:
         names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
         if index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32):
             names.append("drift")
-        if engine != "fused" and optimizer in TAKE_SPARSE and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
+        takes_sparse = optimizer in TAKE_SPARSE and engine != "fused"
+        if takes_sparse and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
             names.append("sparse")
         for name in names:
             if (optimizer, name) in TORCH_FAILS:

@@ -6,6 +6,7 @@ import shutil
 from importlib import resources
 from typing import Any
 
+from reimpl.verify.judge import FUSED_FACTOR
 from reimpl.verify.layer_judge import LAYER_FACTOR, excess
 from reimpl.verify.layers import LayerCase
 from reimpl.verify.optimizers import Case
@@ -48,14 +49,16 @@ TRAINING_COLUMNS = (
     "end",
     "torch\n→ ours",
     "ours →\ntorch",
+    "fused\n(torch's)",
     "first\nprinciples",
 )
 LEFT = {"optimizer", "engine", "layer", "run", "input", "workload"}
 
-CASE_NOTE = """
+CASE_NOTE = f"""
 exact: every bit of parameters and state is torch's, after every step. close: the error is at most twice torch's;
-claimed only where torch's for-loop mixes complex and real arithmetic, or promotes 0-dim tensors. error: against a
-float64 run, relative to the tensor's largest value; the worst are those of float16 and bfloat16.
+claimed only where torch's for-loop mixes complex and real arithmetic, or promotes 0-dim tensors. fused: the mean error
+of all elements is at most {FUSED_FACTOR:g} times that of torch's fused kernel or, where torch has none, its for-loop.
+error: against a float64 run, relative to the tensor's largest value; the worst are those of float16 and bfloat16.
 """
 LAYER_NOTE = f"""
 kernels: on torch's kernels every bit of initial values, outputs, gradients and buffers is torch's. first principles:
@@ -65,8 +68,10 @@ it is the largest multiple (ratio), and torch's counts as one rounding at least.
 TRAINING_NOTE = """
 The real run on 1,797 handwritten digits, with torch's layers and optimizer and with ours, from one seed: a
 convolutional network with each optimizer, and an LSTM; accuracy on 360 held-out images. torch → ours: a checkpoint
-that torch wrote in mid-training, resumed by ours, comes to the same end. first principles: the accuracy of the same
-network trained on reimpl.nn.functional.
+that torch wrote in mid-training, resumed by ours, comes to the same end. fused: how far the losses of
+our run with fused=True are from those of torch's for-loop in the mean; (torch's) the same of torch's fused run, or of
+its for-loop from weights rounded once more, whichever is farther. first principles: the accuracy of the same network
+trained on reimpl.nn.functional.
 """
 
 
@@ -136,6 +141,7 @@ def training_rows(evidence: Evidence) -> list[tuple[str, ...]]:
             same(training.same_end),
             same(training.resumed_by_ours),
             same(training.resumed_by_torch),
+            f"{training.fused_distance:.0e} ({training.reference_fused_distance:.0e})",
             "" if training.principles_accuracy is None else f"{training.principles_accuracy:.1%}",
         )
         for training in evidence.trainings
@@ -159,7 +165,8 @@ def complaints(evidence: Evidence) -> list[str]:
         lines.append(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json has all")
     lines += [
         f"real run {training.name}: accuracy {training.accuracy:.1%}, torch's {training.reference_accuracy:.1%}, "
-        f"first different loss at step {training.first_different_loss}"
+        f"first different loss at step {training.first_different_loss}, "
+        f"fused {training.fused_distance:.1e} away, torch's {training.reference_fused_distance:.1e}"
         for training in evidence.trainings
         if not training.holds
     ]

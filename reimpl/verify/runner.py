@@ -14,7 +14,7 @@ import torch
 
 import reimpl.nn
 import reimpl.optim
-from reimpl.verify.judge import CLOSE_FACTOR, judge
+from reimpl.verify.judge import CLOSE_FACTOR, FUSED_FACTOR, judge
 from reimpl.verify.layer_judge import LAYER_FACTOR, judge_layer
 from reimpl.verify.layers import LayerCase
 from reimpl.verify.optimizers import Case
@@ -99,6 +99,7 @@ class Evidence:
             "summary": self.summary(),
             "environment": self.environment,
             "close_factor": CLOSE_FACTOR,
+            "fused_factor": FUSED_FACTOR,
             "layer_factor": LAYER_FACTOR,
             "seconds": round(self.seconds, 1),
             "rows": [{name: finite(value) for name, value in asdict(row).items()} for row in self.rows()],

@@ -41,7 +41,8 @@ class Verdict:
             the error against the oracle is at most the stated multiple of the reference's. `differs`: neither.
         reference: what of torch's it was compared with last.
         ulp: the largest distance from the reference, in units in the last place; for an optimizer, at the end.
-        error: the largest error against the oracle, relative to each tensor's scale; for an optimizer, at the end.
+        error: the largest error against the oracle, relative to each tensor's scale; for an optimizer, at the end
+            and before an exchange of checkpoints. Of the fused engine, the root mean square error over all elements.
         reference_error: the same of the reference.
         difference: where the two first part, None if they never do.
     """

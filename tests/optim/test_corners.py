@@ -261,9 +261,7 @@ def test_complex_sparse_adagrad():
     ends("Adagrad", lambda cls: cls(parameters(torch.complex64, ((6, 5),))), act)
 
 
-@pytest.mark.parametrize(
-    ("stray_name", "key"), [("SGD", "capturable"), ("Adagrad", "capturable"), ("RMSprop", "fused")]
-)
+@pytest.mark.parametrize(("stray_name", "key"), [("SGD", "capturable"), ("Adagrad", "capturable")])
 def test_options_of_other_optimizers_are_ignored(stray_name, key):
     ends(stray_name, lambda cls: cls([{"params": parameters(), key: True}]), lambda o: take_steps(o, 2))
 

@@ -167,7 +167,8 @@ def test_registry_is_complete():
                 for scenario in scenarios:
                     if (optimizer, scenario) in TORCH_FAILS:
                         continue
-                    if scenario == "sparse" and (optimizer not in ("SGD", "Adagrad") or dtype.itemsize < 4):
+                    takes_sparse = optimizer in ("SGD", "Adagrad") and engine != "fused"
+                    if scenario == "sparse" and (not takes_sparse or dtype.itemsize < 4):
                         continue
                     assert (optimizer, engine, dtype, scenario) in found
 
@@ -180,9 +181,9 @@ def test_every_option_is_varied(name):
 
 
 def test_few_claims_are_close():
-    claims = Counter(case.claim for case in ALL)
-    assert claims["close"] < 0.04 * len(ALL)
-    assert all(case.engine == "loop" for case in ALL if case.claim == "close")
+    claims = Counter(case.claim for case in ALL if case.engine != "fused")
+    assert claims["close"] < 0.04 * claims.total()
+    assert all(case.engine in ("loop", "fused") for case in ALL if case.claim == "close")
 
 
 def test_unknown_optimizer():

@@ -37,6 +37,12 @@ def test_first_principles_learn_alike(name):
     assert training.principles_losses[:10] == pytest.approx(training.losses[:10], rel=1e-3)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_fused_learns_alike(name):
+    training = trained(name)
+    assert 0 < training.fused_distance <= 2 * training.reference_fused_distance, "it did not run fused, or not well"
+
+
 def test_images_are_held_out():
     learned, held_out = Digits(held_out=False), Digits(held_out=True)
     assert (len(learned), len(held_out)) == (1797 - HELD_OUT, HELD_OUT)

@@ -69,8 +69,10 @@ class TensorList(Operand):
         return self if name.endswith("_") else TensorList(result)
 
     def clamp_min_(self, other: Any) -> TensorList:
-        """Take the larger one; `torch._foreach_maximum_` does the same and takes sharded tensors in every version."""
-        return self._call("maximum_", other)
+        """Take the larger one; of lists, `torch._foreach_maximum_` does and takes sharded tensors in every version."""
+        if isinstance(other, TensorList):
+            return self._call("maximum_", other)
+        return self._call("clamp_min_", other)
 
     def lerp_(self, end: TensorList, weight: Any) -> TensorList:
         """Move towards `end` by `weight`; `torch._foreach_lerp_` cannot be compiled with a list of weights."""

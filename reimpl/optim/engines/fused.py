@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from reimpl.optim.engines.batch import Batch, Rule
 from reimpl.optim.engines.foreach import foreach
-from reimpl.optim.engines.kernel import Kernel, NoKernel, Spec, find_kernel
+from reimpl.optim.engines.kernel import Kernel, NoKernelError, Spec, find_kernel
 from reimpl.optim.engines.symbolic import variable
 
 WARNED: set[str] = set()
@@ -52,7 +52,7 @@ def run_kernel(rule: Rule, batch: Batch, places: Places) -> None:
     """Run `rule` as one kernel on tensors whose places are known, or else on lists."""
     try:
         kernel, numbers = kernel_for(rule, batch)
-    except NoKernel as cause:
+    except NoKernelError as cause:
         warn_once(f"fused=True: the foreach engine takes over {rule.__name__}: {cause}")
         unscaled_foreach(rule, batch)
         return
@@ -66,7 +66,7 @@ def kernel_for(rule: Rule, batch: Batch) -> tuple[Kernel, list[float]]:
     """Return the kernel for a batch, and the numbers that it takes.
 
     Raises:
-        NoKernel: if there is none.
+        NoKernelError: if there is none.
     """
     firsts = [None if tensors is None else tensors[0] for tensors in (batch.params, batch.grads, *batch.state)]
     numbers = variable(batch.coefficients, batch.grad_scale)
@@ -140,7 +140,7 @@ def find_places(batch: Batch) -> Places | None:
     if not all(map(Tensor.is_contiguous, batch.params)):
         regular = all(map(are_alike, kept)) and all(map(lie_alike, *columns))
         return Places.of(kept) if regular else None
-    places: Places | None = PLACES.get(kept[-1][0])
+    places: Places | None = PLACES.get(kept[-1][0])  # type: ignore[no-untyped-call]
     if places is None or not places.hold(kept):
         if not all(map(are_alike, kept)) or not all(is_contiguous_like(batch.params, column) for column in columns):
             return None
@@ -161,9 +161,7 @@ def is_contiguous_like(params: list[Tensor], tensors: list[Tensor]) -> bool:
 
 def lie_alike(param: Tensor, *others: Tensor) -> bool:
     """Return whether gradient and state lie in memory in the order of their parameter, and all of them densely."""
-    return is_dense(param) and all(
-        tensor.shape == param.shape and layout(tensor) == layout(param) for tensor in others
-    )
+    return is_dense(param) and all(tensor.shape == param.shape and layout(tensor) == layout(param) for tensor in others)
 
 
 @cache

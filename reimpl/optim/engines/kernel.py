@@ -75,7 +75,7 @@ class Spec(NamedTuple):
     device: torch.device
 
 
-class NoKernel(RuntimeError):
+class NoKernelError(RuntimeError):
     """Raised when no kernel can be made, with the cause."""
 
 
@@ -88,12 +88,12 @@ def find_kernel(spec: Spec, coefficients: dict[str, Any], grad_scale: float | No
     """Return the kernel for a specification and coefficients, compiled if it is the first time.
 
     Raises:
-        NoKernel: if it cannot be made: the rule is not elementwise, or there is no compiler. Raised again and again.
+        NoKernelError: if it cannot be made: the rule is not elementwise, or there is no compiler.
     """
     numbers = variable(coefficients, grad_scale)
     for known in KERNELS.get(spec, ()):
         if isinstance(known, str):
-            raise NoKernel(known)
+            raise NoKernelError(known)
         if known.suits(numbers):
             return known
     with LOCK:  # of several threads, one compiles
@@ -101,7 +101,7 @@ def find_kernel(spec: Spec, coefficients: dict[str, Any], grad_scale: float | No
         if not any(isinstance(known, str) or known.suits(numbers) for known in made):
             try:
                 made.append(make_kernel(spec, coefficients, grad_scale))
-            except NoKernel as error:
+            except NoKernelError as error:
                 made.append(str(error))
             except Exception as error:
                 made.append(f"{type(error).__name__}: {error}")
@@ -112,12 +112,12 @@ def make_kernel(spec: Spec, coefficients: dict[str, Any], grad_scale: float | No
     """Trace a rule and compile it.
 
     Raises:
-        NotElementwise: if the rule cannot be traced.
-        NoKernel: if it cannot be compiled.
+        NotElementwiseError: if the rule cannot be traced.
+        NoKernelError: if it cannot be compiled.
     """
     unknown = [str(dtype) for dtype in spec.dtypes if dtype is not None and dtype not in STORED]
     if unknown:
-        raise NoKernel(f"there are no kernels for {unknown[0]}")
+        raise NoKernelError(f"there are no kernels for {unknown[0]}")
     names = argument_names(spec.rule, len(spec.dtypes))
     kept = [name if dtype is not None else None for name, dtype in zip(names, spec.dtypes, strict=True)]
     trace, written = trace_rule(spec.rule, kept, coefficients, spec.maximize, grad_scale)
@@ -128,7 +128,7 @@ def make_kernel(spec: Spec, coefficients: dict[str, Any], grad_scale: float | No
     if spec.device.type == "cuda":
         source = CUDA.format(prelude=CUDA_PRELUDE, **parts(trace, columns, written))
         return Kernel(trace, source, compile_for_gpu(source, spec.device))
-    raise NoKernel(f"there are no kernels for {spec.device.type} devices")
+    raise NoKernelError(f"there are no kernels for {spec.device.type} devices")
 
 
 def argument_names(rule: Callable[..., None], count: int) -> list[str]:
@@ -206,7 +206,8 @@ extern "C" void kernel(int64_t count, const int64_t* ends, const int64_t* addres
         int64_t tensor = 0;
         while (ends[tensor] <= first && tensor + 1 < count) tensor++;
         for (int64_t begin; tensor < count && (begin = tensor ? ends[tensor - 1] : 0) < last; tensor++) {{
-        const int64_t from = first > begin ? first - begin : 0, to = (last < ends[tensor] ? last : ends[tensor]) - begin;
+        const int64_t from = first > begin ? first - begin : 0;
+        const int64_t to = (last < ends[tensor] ? last : ends[tensor]) - begin;
         {pointers}
         #pragma omp simd
         for (int64_t i = from; i < to; i++) {{
@@ -267,7 +268,8 @@ extern "C" __global__ void kernel(const int64_t* table)
         if (ends[middle] <= first) tensor = middle + 1; else high = middle;
     }}
     for (int64_t begin; tensor < count && (begin = tensor ? ends[tensor - 1] : 0) < last; tensor++) {{
-        const int64_t from = first > begin ? first - begin : 0, to = (last < ends[tensor] ? last : ends[tensor]) - begin;
+        const int64_t from = first > begin ? first - begin : 0;
+        const int64_t to = (last < ends[tensor] ? last : ends[tensor]) - begin;
         {pointers}
         #pragma unroll 4
         for (int64_t i = from + threadIdx.x; i < to; i += blockDim.x) {{
@@ -282,16 +284,14 @@ def compile_for_processor(source: str) -> Launch:
     """Return a function that runs the kernel on this processor, from the disk if it was compiled before.
 
     Raises:
-        NoKernel: if there is no compiler, or it fails.
+        NoKernelError: if there is no compiler, or it fails.
     """
     library = shared_library(source)
     kernel = library.kernel
     kernel.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     kernel.restype = None
 
-    def launch(
-        ends: array[int], columns: Sequence[Sequence[int]], scalars: Sequence[float], _: torch.device
-    ) -> None:
+    def launch(ends: array[int], columns: Sequence[Sequence[int]], scalars: Sequence[float], _: torch.device) -> None:
         addresses = array("q")
         for column in columns:
             addresses.extend(column)
@@ -310,7 +310,9 @@ def shared_library(source: str) -> ctypes.CDLL:
     file = cache_folder() / f"{name}.so"
     if not file.exists():
         if shutil.which(command[0]) is None:
-            raise NoKernel(f"there is no C++ compiler {command[0]!r} (the environment variable CXX can name another)")
+            raise NoKernelError(
+                f"there is no C++ compiler {command[0]!r} (the environment variable CXX can name another)"
+            )
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder, file.name)
@@ -318,7 +320,7 @@ def shared_library(source: str) -> ctypes.CDLL:
             text.write_text(source, encoding="utf-8")
             run = subprocess.run([*command, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
             if run.returncode:
-                raise NoKernel(f"{command[0]} failed: {first_error(run.stderr)}")
+                raise NoKernelError(f"{command[0]} failed: {first_error(run.stderr)}")
             os.replace(made, file)  # at once, for whoever compiles the same
     return ctypes.CDLL(str(file))
 
@@ -364,10 +366,10 @@ def compile_for_gpu(source: str, device: torch.device) -> Launch:
     """Return a function that runs the kernel on a CUDA device.
 
     Raises:
-        NoKernel: if torch brings no run-time compiler, or it fails.
+        NoKernelError: if torch brings no run-time compiler, or it fails.
     """
     if not hasattr(torch.cuda, "_compile_kernel"):
-        raise NoKernel(f"torch {torch.__version__} has no run-time compiler for CUDA")
+        raise NoKernelError(f"torch {torch.__version__} has no run-time compiler for CUDA")
     with torch.cuda.device(device):
         kernel: Callable[..., None] = torch.cuda._compile_kernel(source, "kernel")
 

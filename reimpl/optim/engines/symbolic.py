@@ -18,7 +18,7 @@ from reimpl.optim.engines.operands import Operand
 Coefficients: TypeAlias = Mapping[str, float]
 
 
-class NotElementwise(TypeError):
+class NotElementwiseError(TypeError):
     """Raised when a rule does what cannot be done to each element by itself, or what is not known here."""
 
 
@@ -53,7 +53,7 @@ class Trace:
             return self.constants[operand.text]
         if isinstance(operand, bool | int | float):
             return f"real({number(operand)})"
-        raise NotElementwise(f"it combines an element with {type(operand).__name__}")
+        raise NotElementwiseError(f"it combines an element with {type(operand).__name__}")
 
 
 class Scalar(Operand):
@@ -151,13 +151,13 @@ class Scalar(Operand):
         return self._ask(operator.ge, other)
 
     def __float__(self) -> float:
-        raise NotElementwise("it turns a coefficient into a number; `x ** 0.5` does what `math.sqrt(x)` would")
+        raise NotElementwiseError("it turns a coefficient into a number; `x ** 0.5` does what `math.sqrt(x)` would")
 
 
 def number(value: Any) -> str:
     """Return a number as C."""
     if not isinstance(value, bool | int | float):
-        raise NotElementwise(f"it combines a coefficient with {type(value).__name__}")
+        raise NotElementwiseError(f"it combines a coefficient with {type(value).__name__}")
     value = float(value)
     if math.isnan(value):
         return "NAN"
@@ -252,7 +252,7 @@ class Lane(Operand):
             return trace.lane(f"bool({self.name}) {LOGIC[name]} bool({trace.text(args[0])})", "bool")
         written = getattr(self, f"_{name}", None) if name in WRITTEN else None
         if written is None:
-            raise NotElementwise(f"it calls `{name}`, which the fused engine has not")
+            raise NotElementwiseError(f"it calls `{name}`, which the fused engine has not")
         result: Lane = written(*args, **kwargs)
         return result
 
@@ -277,7 +277,7 @@ class Lane(Operand):
         x, y, w = self.name, self.trace.text(end), self.trace.text(weight)
         return self.trace.lane(f"fabs({w}) < real(0.5) ? {x} + {w} * ({y} - {x}) : {y} - ({y} - {x}) * (real(1) - {w})")
 
-    def _clamp(self, min: Any = None, max: Any = None) -> Lane:
+    def _clamp(self, min: Any = None, max: Any = None) -> Lane:  # noqa: A002
         result = self if min is None else self._result("clamp_min", min)
         return result if max is None else result._result("clamp_max", max)
 
@@ -364,7 +364,7 @@ class Lane(Operand):
         return self._result("ne", other)
 
     def __bool__(self) -> bool:
-        raise NotElementwise("it decides by an element's value; `torch.where` would do it for each element")
+        raise NotElementwiseError("it decides by an element's value; `torch.where` would do it for each element")
 
     @classmethod
     def __torch_function__(
@@ -379,7 +379,7 @@ class Lane(Operand):
             result: Lane = condition.trace.lane(f"{text(condition)} ? {text(chosen)} : {text(other)}")
             return result
         if not args or not isinstance(args[0], Lane):
-            raise NotElementwise(f"it calls `torch.{func.__name__}` with {type(args[0]).__name__} first")
+            raise NotElementwiseError(f"it calls `torch.{func.__name__}` with {type(args[0]).__name__} first")
         method: Callable[..., Lane] = getattr(args[0], func.__name__)
         return method(*args[1:], **(kwargs or {}))
 
@@ -408,7 +408,7 @@ def trace_rule(
         The trace, and the C name of the new value of each tensor that gets one.
 
     Raises:
-        NotElementwise: if the rule cannot be written so.
+        NotElementwiseError: if the rule cannot be written so.
     """
     trace = Trace()
     current = variable(coefficients, grad_scale)
