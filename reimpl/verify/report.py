@@ -41,16 +41,14 @@ LAYER_COLUMNS = (
 )
 TRAINING_COLUMNS = (
     "run",
-    "steps",
     "loss",
     "accuracy",
     "torch's",
-    "losses",
-    "end",
-    "torch\n→ ours",
-    "ours →\ntorch",
-    "fused\n(torch's)",
-    "first\nprinciples",
+    "losses\nand end",
+    "resumed",
+    "fused",
+    "torch's\nfused",
+    "first\nprin-\nciples",
 )
 LEFT = {"optimizer", "engine", "layer", "run", "input", "workload"}
 
@@ -67,11 +65,12 @@ it is the largest multiple (ratio), and torch's counts as one rounding at least.
 """
 TRAINING_NOTE = """
 The real run on 1,797 handwritten digits, with torch's layers and optimizer and with ours, from one seed: a
-convolutional network with each optimizer, and an LSTM; accuracy on 360 held-out images. torch → ours: a checkpoint
-that torch wrote in mid-training, resumed by ours, comes to the same end. fused: how far the losses of
-our run with fused=True are from those of torch's for-loop in the mean; (torch's) the same of torch's fused run, or of
-its for-loop from weights rounded once more, whichever is farther. first principles: the accuracy of the same network
-trained on reimpl.nn.functional.
+convolutional network with each optimizer, and an LSTM; the last loss, and accuracy on 360 held-out images. losses and
+end: those of every step, and weights, buffers and state after the last. resumed: the checkpoint that
+each side wrote in mid-training, resumed by the other, comes to the same end. fused: how far the losses of our run with
+fused=True are from those of torch's for-loop, in the mean; torch's: the same of torch's fused run, or of its for-loop
+from weights rounded once more, whichever is farther. first principles: the accuracy of the same network trained on
+reimpl.nn.functional.
 """
 
 
@@ -133,15 +132,13 @@ def training_rows(evidence: Evidence) -> list[tuple[str, ...]]:
     return [
         (
             training.name,
-            str(len(training.losses)),
-            f"{training.losses[0]:.2f}→{training.losses[-1]:.3f}",
+            f"{training.losses[-1]:.3f}",
             f"{training.accuracy:.1%}",
             f"{training.reference_accuracy:.1%}",
-            same(training.same_losses),
-            same(training.same_end),
-            same(training.resumed_by_ours),
-            same(training.resumed_by_torch),
-            f"{training.fused_distance:.0e} ({training.reference_fused_distance:.0e})",
+            same(training.same_losses and training.same_end),
+            same(training.resumed_by_ours and training.resumed_by_torch),
+            f"{training.fused_distance:.0e}",
+            f"{training.reference_fused_distance:.0e}",
             "" if training.principles_accuracy is None else f"{training.principles_accuracy:.1%}",
         )
         for training in evidence.trainings
