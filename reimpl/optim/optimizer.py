@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
+from operator import attrgetter, is_
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim.optimizer import (
 from reimpl.optim.arguments import check_fused
 from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
 from reimpl.optim.engines.batch import pick
+from reimpl.optim.engines.counting import advance
 
 FIRST, LATER = 1.0, 2.0
 """The step that a rule without a step count is told: a parameter's first update, or a later one."""
@@ -209,7 +211,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         alike = [sparse, steps]
         if on_lists or not self.linear:
             alike.append([param.dtype for param in params])
-        if on_lists:
+        if on_lists and not all(map(attrgetter("is_cpu"), params)):
             alike.append([param.device for param in params])
 
         calls = []
@@ -253,7 +255,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         marker = "step" if self.counts_steps else next(iter(names), None)
         if marker is None:
             return {}, []
-        states: list[Any] = [self.state.get(param) for param in params]
+        states: list[Any]
+        if len(self.state) == len(params) and all(map(is_, self.state, params)):
+            states = list(self.state.values())  # as a rule: a tensor's hash takes a thousand of them a while
+        else:
+            states = [self.state.get(param) for param in params]
         created = {
             param: self.create_state(group, param)
             for param, state in zip(params, states, strict=True)
@@ -292,11 +298,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             engine(type(self).rule, batch)
         self._keep(plan.created)
         if plan.counts:
-            if plan.counts[0].dtype == torch.float32 and plan.counts[0].is_cpu and not torch.compiler.is_compiling():
-                # Wrapping the number once is faster than once for each count, as torch found.
-                torch._foreach_add_(plan.counts, torch.tensor(1.0, device="cpu"), alpha=1.0)
-            else:
-                torch._foreach_add_(plan.counts, 1)
+            advance(plan.counts, compiled=plan.calls[0][0] is fused)
 
     def _keep(self, created: dict[Tensor, State]) -> None:
         for param, state in created.items():

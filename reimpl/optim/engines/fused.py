@@ -99,15 +99,18 @@ class Places(NamedTuple):
     """Where parameters and state tensors are, and where each parameter would end if they lay one behind the other."""
 
     addresses: list[list[int]]
+    sizes: list[int]
     ends: array[int]
     references: list[list[Callable[[], Tensor | None]]]
 
     @classmethod
     def of(cls, columns: list[list[Tensor]]) -> Places:
         """Look up where tensors are, without keeping them alive."""
+        sizes = list(map(Tensor.numel, columns[0]))
         return cls(
             addresses=[list(map(Tensor.data_ptr, column)) for column in columns],
-            ends=array("q", accumulate(map(Tensor.numel, columns[0]))),
+            sizes=sizes,
+            ends=array("q", accumulate(sizes)),
             references=[[weakref.ref(tensor) for tensor in column] for column in columns],
         )
 
@@ -145,8 +148,8 @@ def find_places(batch: Batch) -> Places | None:
         if not all(map(are_alike, kept)) or not all(is_contiguous_like(batch.params, column) for column in columns):
             return None
         places = PLACES[kept[-1][0]] = Places.of(kept)
-    sizes = array("q", accumulate(map(Tensor.numel, batch.grads)))
-    return places if sizes == places.ends and all(map(Tensor.is_contiguous, batch.grads)) else None
+    sizes = list(map(Tensor.numel, batch.grads))
+    return places if sizes == places.sizes and all(map(Tensor.is_contiguous, batch.grads)) else None
 
 
 def are_alike(tensors: list[Tensor]) -> bool:
