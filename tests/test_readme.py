@@ -9,6 +9,9 @@ import torch
 import reimpl.optim
 from reimpl.optim.adadelta import adadelta_rule
 from reimpl.optim.adam import adam_rule
+from reimpl.optim.engines.kernel import argument_names, parts
+from reimpl.optim.engines.symbolic import trace_rule
+from reimpl.optim.sgd import sgd_rule
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +33,22 @@ def test_design_shows_adadelta_as_it_runs():
     design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     shown = design.partition("def adadelta_rule(")[2].partition("```")[0].splitlines()[1:]
     assert [line.strip() for line in shown if not line.strip().startswith("if ")] == statements(adadelta_rule)
+
+
+def test_design_shows_the_kernel_of_sgd():
+    options = {
+        "lr": 0.1,
+        "weight_decay": 0.1,
+        "momentum": 0.9,
+        "dampening": 0.5,
+        "nesterov": False,
+        "first_step": False,
+    }
+    trace, written = trace_rule(sgd_rule, argument_names(sgd_rule, 3), options)
+    columns = dict.fromkeys(argument_names(sgd_rule, 3), "float")
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    shown = design.partition("```cpp\n")[2].partition("```")[0].splitlines()
+    assert shown == [line.strip() for line in parts(trace, columns, written)["body"].splitlines()]
 
 
 def test_torchs_adam_is_as_long_as_it_says():
