@@ -99,6 +99,7 @@ class Places(NamedTuple):
     """Where parameters and state tensors are, and where each parameter would end if they lay one behind the other."""
 
     addresses: list[list[int]]
+    strides: list[tuple[int, ...]]
     sizes: list[int]
     ends: array[int]
     references: list[list[Callable[[], Tensor | None]]]
@@ -109,13 +110,14 @@ class Places(NamedTuple):
         sizes = list(map(Tensor.numel, columns[0]))
         return cls(
             addresses=[list(map(Tensor.data_ptr, column)) for column in columns],
+            strides=list(map(Tensor.stride, columns[0])),
             sizes=sizes,
             ends=array("q", accumulate(sizes)),
             references=[[weakref.ref(tensor) for tensor in column] for column in columns],
         )
 
     def hold(self, columns: list[list[Tensor]]) -> bool:
-        """Return whether these are the same tensors, and begin where they began.
+        """Return whether these are the same tensors and begin where they began, the parameters with the same strides.
 
         Then nobody has replaced them or given them other data, and they need not be looked at again, which takes longer
         than to update them if they are small.
@@ -124,6 +126,7 @@ class Places(NamedTuple):
             len(columns[0]) == len(self.ends)
             and all(all(map(is_, new, map(call, old))) for new, old in zip(columns, self.references, strict=True))
             and [list(map(Tensor.data_ptr, column)) for column in columns] == self.addresses
+            and list(map(Tensor.stride, columns[0])) == self.strides
         )
 
 
@@ -140,26 +143,20 @@ def find_places(batch: Batch) -> Places | None:
     kept = [batch.params, *columns[2:]]
     if any(map(Tensor.is_neg, batch.grads)) or not are_alike(batch.grads):
         return None
-    if not all(map(Tensor.is_contiguous, batch.params)):
-        regular = all(map(are_alike, kept)) and all(map(lie_alike, *columns))
-        return Places.of(kept) if regular else None
     places: Places | None = PLACES.get(kept[-1][0])  # type: ignore[no-untyped-call]
     if places is None or not places.hold(kept):
-        if not all(map(are_alike, kept)) or not all(is_contiguous_like(batch.params, column) for column in columns):
+        if not all(map(are_alike, kept)) or not all(map(lie_alike, *columns)):
             return None
         places = PLACES[kept[-1][0]] = Places.of(kept)
-    sizes = list(map(Tensor.numel, batch.grads))
-    return places if sizes == places.sizes and all(map(Tensor.is_contiguous, batch.grads)) else None
+    if list(map(Tensor.numel, batch.grads)) != places.sizes:
+        return None
+    same = list(map(Tensor.stride, batch.grads)) == places.strides
+    return places if same or all(map(lie_alike, batch.params, batch.grads)) else None
 
 
 def are_alike(tensors: list[Tensor]) -> bool:
     """Return whether all tensors are of one dtype, and hold numbers."""
     return all(map(has_address, set(map(type, tensors)))) and len(set(map(dtype_of, tensors))) == 1
-
-
-def is_contiguous_like(params: list[Tensor], tensors: list[Tensor]) -> bool:
-    """Return whether tensors are contiguous and of the shapes of parameters that are so."""
-    return all(map(Tensor.is_contiguous, tensors)) and list(map(shape_of, tensors)) == list(map(shape_of, params))
 
 
 def lie_alike(param: Tensor, *others: Tensor) -> bool:
@@ -176,7 +173,7 @@ def has_address(kind: type) -> bool:
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether each number of the tensor's memory belongs to exactly one of its elements."""
-    return layout(tensor) == layout(torch.empty_like(tensor, device="meta"))
+    return tensor.is_contiguous() or layout(tensor) == layout(torch.empty_like(tensor, device="meta"))
 
 
 def layout(tensor: Tensor) -> list[int]:
