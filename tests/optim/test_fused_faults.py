@@ -128,13 +128,11 @@ def test_the_foreach_engine_takes_over(name, cause, nothing_known, monkeypatch):
 
 def test_another_optimizer_of_the_rule_does_not_warn_again(nothing_known, monkeypatch):
     no_compiler(nothing_known, monkeypatch)
-    with pytest.warns(RuntimeWarning, match="adam_rule") as caught:
+    with pytest.warns(RuntimeWarning, match="adam_rule"):
         take_steps(pair("Adam")[0](parameters(), **FUSED), 2)
-        take_steps(pair("Adam")[0](parameters(torch.float64), amsgrad=True, weight_decay=0.1, **FUSED), 2)
-    assert len(caught) == 1
-    with pytest.warns(RuntimeWarning, match="adadelta_rule") as caught:
+    take_steps(pair("Adam")[0](parameters(torch.float64), amsgrad=True, weight_decay=0.1, **FUSED), 2)
+    with pytest.warns(RuntimeWarning, match="adadelta_rule"):
         take_steps(pair("Adadelta")[0](parameters(), **FUSED), 2)
-    assert len(caught) == 1
 
 
 def test_scaled_gradients_without_a_kernel(nothing_known, monkeypatch):
@@ -221,7 +219,7 @@ def test_dtypes_without_a_kernel(dtype, nothing_known):
 
 def test_meta_tensors(name, nothing_known):
     params = [param.detach().to("meta").requires_grad_() for param in parameters()]
-    optimizer = pair(name)[0](params, **({} if name == "SGD" else {}), **FUSED)
+    optimizer = pair(name)[0](params, **FUSED)
     for param in params:
         param.grad = torch.empty_like(param)
     with pytest.warns(RuntimeWarning, match="there are no kernels for meta devices"):
@@ -388,9 +386,6 @@ def test_scaler(name, bad, unscale):
         choice = FUSED if name in HAVE_TORCHS else {"foreach": False}
         expected = scaled_steps(theirs(parameters(), **options, **choice), 5, bad, unscale=unscale)
         assert found.scale == expected.scale
-        if choice is not FUSED and 0 in bad:  # torch's scaler does not even call the step
-            for state in found.state.values():
-                state["step"] += 0
         assert_near(found, expected)
         for param, other in zip(members(found), members(expected), strict=True):
             torch.testing.assert_close(param.grad, other.grad)

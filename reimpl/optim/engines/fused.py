@@ -84,7 +84,8 @@ def kernel_for(rule: Rule, batch: Batch) -> tuple[Kernel, list[float]]:
 def unscaled_foreach(rule: Rule, batch: Batch) -> None:
     """Run the foreach engine, on gradients that are divided by their scale first."""
     if batch.grad_scale is not None:
-        torch._foreach_div_(batch.grads, batch.grad_scale)
+        for grad in batch.grads:  # of any layout: `_foreach_div_` takes no negated views
+            grad.div_(batch.grad_scale)
     foreach(rule, batch._replace(grad_scale=None))
 
 

@@ -303,26 +303,40 @@ def compile_for_processor(source: str) -> Launch:
 
 
 def shared_library(source: str) -> ctypes.CDLL:
-    """Compile C++ unless the disk has it, and load it."""
+    """Compile C++ unless the disk has it, and load it.
+
+    Raises:
+        NoKernelError: if there is no compiler, or it fails, or there is no room for what it makes.
+    """
     compiler = os.environ.get("CXX") or "g++"
     command = [*compiler.split(), *FLAGS, *instructions()]
     name = hashlib.sha256("\n".join([*command, platform.machine(), source]).encode()).hexdigest()[:24]
     file = cache_folder() / f"{name}.so"
-    if not file.exists():
-        if shutil.which(command[0]) is None:
-            raise NoKernelError(
-                f"there is no C++ compiler {command[0]!r} (the environment variable CXX can name another)"
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder, file.name)
-            text = Path(folder, "kernel.cpp")
-            text.write_text(source, encoding="utf-8")
-            run = subprocess.run([*command, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise NoKernelError(f"{command[0]} failed: {first_error(run.stderr)}")
-            os.replace(made, file)  # at once, for whoever compiles the same
-    return ctypes.CDLL(str(file))
+    try:
+        if not file.exists():
+            run_compiler(command, source, file)
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NoKernelError(f"{type(error).__name__}: {error}") from error
+
+
+def run_compiler(command: list[str], source: str, file: Path) -> None:
+    """Compile C++ into a shared library.
+
+    Raises:
+        NoKernelError: if there is no compiler, or it fails.
+        OSError: if it cannot be started, or leaves nothing behind.
+    """
+    if shutil.which(command[0]) is None:
+        raise NoKernelError(f"there is no C++ compiler {command[0]!r}; the environment variable CXX can name another")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made, text = Path(folder, file.name), Path(folder, "kernel.cpp")
+        text.write_text(source, encoding="utf-8")
+        run = subprocess.run([*command, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise NoKernelError(f"{command[0]} failed: {first_error(run.stderr)}")
+        os.replace(made, file)  # at once, for whoever compiles the same
 
 
 FLAGS = (
