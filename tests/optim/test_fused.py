@@ -9,6 +9,8 @@ import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import lr_scheduler
 
 from helpers import OPTIONS, assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
@@ -703,6 +705,44 @@ def test_compiled_step(name):
             step()
 
     ends(name, act, rtol=1e-5)  # a graph computes coefficients in the step count's float32
+
+
+def test_fake_tensors(name):
+    with FakeTensorMode():
+        take_steps(pair(name)[0](parameters(), **OPTIONS[name], **FUSED), 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
+def test_sharded_parameters(name, tmp_path):
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    def act(optimizer):
+        for step in range(3):
+            whole = float64((6, 2), (4,))
+            set_gradients(whole, step)
+            for param, plain in zip(members(optimizer), whole, strict=True):
+                sharded = optimizer.defaults.get("fused")
+                param.grad = distribute_tensor(plain.grad, mesh, [Shard(0)]) if sharded else plain.grad
+            optimizer.step()
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        plain = pair(name)[0](float64((6, 2), (4,)), **OPTIONS[name], **LOOP)
+        shards = [distribute_tensor(param.detach(), mesh, [Shard(0)]) for param in float64((6, 2), (4,))]
+        sharded = pair(name)[0](list(map(torch.nn.Parameter, shards)), **OPTIONS[name], **FUSED)
+        act(plain)
+        act(sharded)
+        assert_near(
+            {
+                key: getattr(value, "full_tensor", lambda value=value: value)()
+                for key, value in snapshot(sharded).items()
+            },
+            snapshot(plain),
+        )
+    finally:
+        dist.destroy_process_group()
 
 
 def test_threads_step_at_once(name):

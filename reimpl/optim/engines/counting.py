@@ -42,7 +42,12 @@ def advance(counts: list[Tensor], compiled: bool) -> None:
 def is_plain(counts: list[Tensor]) -> bool:
     """Return whether all counts are numbers of float32 in the host's memory."""
     types, dtypes = set(map(type, counts)), set(map(attrgetter("dtype"), counts))
-    return types == {Tensor} and dtypes == {torch.float32} and all(map(attrgetter("is_cpu"), counts))
+    return (
+        types == {Tensor}
+        and dtypes == {torch.float32}
+        and set(map(Tensor.numel, counts)) == {1}
+        and all(map(attrgetter("is_cpu"), counts))
+    )
 
 
 @cache

@@ -100,7 +100,7 @@ class Places(NamedTuple):
     """Where parameters and state tensors are, and where each parameter would end if they lay one behind the other."""
 
     addresses: list[list[int]]
-    strides: list[tuple[int, ...]]
+    strides: list[list[tuple[int, ...]]]
     sizes: list[int]
     ends: array[int]
     references: list[list[Callable[[], Tensor | None]]]
@@ -111,14 +111,14 @@ class Places(NamedTuple):
         sizes = list(map(Tensor.numel, columns[0]))
         return cls(
             addresses=[list(map(Tensor.data_ptr, column)) for column in columns],
-            strides=list(map(Tensor.stride, columns[0])),
+            strides=[list(map(Tensor.stride, column)) for column in columns],
             sizes=sizes,
             ends=array("q", accumulate(sizes)),
             references=[[weakref.ref(tensor) for tensor in column] for column in columns],
         )
 
     def hold(self, columns: list[list[Tensor]]) -> bool:
-        """Return whether these are the same tensors and begin where they began, the parameters with the same strides.
+        """Return whether these are the same tensors and begin where they began, with the same strides.
 
         Then nobody has replaced them or given them other data, and they need not be looked at again, which takes longer
         than to update them if they are small.
@@ -127,7 +127,7 @@ class Places(NamedTuple):
             len(columns[0]) == len(self.ends)
             and all(all(map(is_, new, map(call, old))) for new, old in zip(columns, self.references, strict=True))
             and [list(map(Tensor.data_ptr, column)) for column in columns] == self.addresses
-            and list(map(Tensor.stride, columns[0])) == self.strides
+            and [list(map(Tensor.stride, column)) for column in columns] == self.strides
         )
 
 
@@ -151,7 +151,7 @@ def find_places(batch: Batch) -> Places | None:
         places = PLACES[kept[-1][0]] = Places.of(kept)
     if list(map(Tensor.numel, batch.grads)) != places.sizes:
         return None
-    same = list(map(Tensor.stride, batch.grads)) == places.strides
+    same = list(map(Tensor.stride, batch.grads)) == places.strides[0]
     return places if same or all(map(lie_alike, batch.params, batch.grads)) else None
 
 
@@ -162,7 +162,11 @@ def are_alike(tensors: list[Tensor]) -> bool:
 
 def lie_alike(param: Tensor, *others: Tensor) -> bool:
     """Return whether gradient and state lie in memory in the order of their parameter, and all of them densely."""
-    return is_dense(param) and all(tensor.shape == param.shape and layout(tensor) == layout(param) for tensor in others)
+    return (
+        is_dense(param)
+        and not param.is_neg()
+        and all(tensor.shape == param.shape and layout(tensor) == layout(param) for tensor in others)
+    )
 
 
 @cache

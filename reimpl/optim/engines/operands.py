@@ -16,6 +16,18 @@ class Operand:
 
     __slots__ = ()
 
+    def __iadd__(self, other: Any) -> Any:
+        return self.add_(other)  # type: ignore[attr-defined]
+
+    def __isub__(self, other: Any) -> Any:
+        return self.sub_(other)  # type: ignore[attr-defined]
+
+    def __imul__(self, other: Any) -> Any:
+        return self.mul_(other)  # type: ignore[attr-defined]
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.div_(other)  # type: ignore[attr-defined]
+
 
 def fold_scale(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return `args` and `kwargs` of a call without an `alpha=` or `value=` that is a tensor or stands in for one."""

@@ -56,7 +56,7 @@ class Trace:
         raise NotElementwiseError(f"it combines an element with {type(operand).__name__}")
 
 
-class Scalar(Operand):
+class Scalar:
     """A coefficient, or what was computed from coefficients, in double precision.
 
     Args:
@@ -192,7 +192,6 @@ UNARY = {
     "ceil": "ceil({0})",
     "trunc": "trunc({0})",
     "clone": "{0}",
-    "detach": "{0}",
 }
 """C for what torch's method of the name gives; NaN stays NaN, as there."""
 
@@ -291,6 +290,10 @@ class Lane(Operand):
 
     def _logical_not(self) -> Lane:
         return self.trace.lane(f"!{self.name}", "bool")
+
+    def detach(self) -> Lane:
+        """Return the lane itself, as a detached tensor shares its memory."""
+        return self
 
     def _zero(self) -> Lane:
         return self.trace.lane("real(0)")
