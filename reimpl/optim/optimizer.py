@@ -15,6 +15,7 @@ from torch.optim.optimizer import (
     _default_to_fused_or_foreach,
     _get_capturable_supported_devices,
 )
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from reimpl.optim.arguments import check_fused
 from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
@@ -130,9 +131,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         return bool(group["foreach"])
 
     def chooses_fused(self, group: Group, params: list[Tensor]) -> bool:
-        """Return whether the fused engine updates these parameters: where a graph is made, the foreach engine does."""
+        """Return whether the fused engine updates these parameters.
+
+        Where a graph is made, or a dispatch mode has to see each operation, the foreach engine does.
+        """
         in_graph = self.is_capturable(group) and params[0].device.type != "cpu"
-        return bool(group.get("fused")) and not in_graph and not torch.compiler.is_compiling()
+        watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+        return bool(group.get("fused")) and not in_graph and not watched
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
