@@ -219,6 +219,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if on_lists and not all(map(attrgetter("is_cpu"), params)):
             alike.append([param.device for param in params])
 
+        grad_scale = as_number(getattr(self, "grad_scale", None)) if as_kernel else None
         calls = []
         for part in split(alike):
             first = part[0]
@@ -229,7 +230,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 state=[tensors and pick(tensors, part) for tensors in state],
                 coefficients={},
                 maximize=group["maximize"],
-                grad_scale=as_number(getattr(self, "grad_scale", None)) if as_kernel else None,
+                grad_scale=grad_scale,
             )
             if batch.params[0].is_complex() and (as_kernel or not self.linear) and not sparse[first]:
                 batch = batch.as_real()

@@ -36,16 +36,16 @@ def fused(rule: Rule, batch: Batch) -> None:
     if places is not None:
         run_kernel(rule, batch, places)
         return
-    alone = [batch.pick([index]) for index in range(len(batch.params))]
-    strange = [index for index, single in enumerate(alone) if find_places(single) is None]
-    if strange:
-        unscaled_foreach(rule, batch.pick(strange))
     parts = defaultdict(list)
-    for index in sorted(set(range(len(alone))) - set(strange)):
-        parts[tuple(dtype_of(tensor) for (tensor,) in alone[index].tensors())].append(index)
-    for indices in parts.values():
+    for index in range(len(batch.params)):
+        alone = batch.pick([index])
+        parts[find_places(alone) is not None, *(dtype_of(tensor) for (tensor,) in alone.tensors())].append(index)
+    for (regular, *_), indices in parts.items():
         part = batch.pick(indices)
-        run_kernel(rule, part, Places.of([part.params, *part.tensors()[2:]]))
+        if regular:
+            run_kernel(rule, part, Places.of([part.params, *part.tensors()[2:]]))
+        else:
+            unscaled_foreach(rule, part)
 
 
 def run_kernel(rule: Rule, batch: Batch, places: Places) -> None:
