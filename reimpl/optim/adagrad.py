@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_tensor_lr, require
+from reimpl.optim.arguments import check_lr, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -98,8 +98,7 @@ class Adagrad(RuleOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_tensor_lr(lr)
-        require(0.0 <= lr, f"Invalid learning rate: {lr}")
+        check_lr(lr)
         require(0.0 <= lr_decay, f"Invalid lr_decay value: {lr_decay}")
         require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
         require(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_tensor_lr, require
+from reimpl.optim.arguments import check_betas, check_lr, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -143,11 +143,9 @@ class Adam(RuleOptimizer):
     ) -> None:
         if foreach and not capturable and isinstance(lr, Tensor):
             raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        check_tensor_lr(lr)
-        require(0.0 <= lr, f"Invalid learning rate: {lr}")
+        check_lr(lr)
         require(0.0 <= eps, f"Invalid epsilon value: {eps}")
-        require(0.0 <= betas[0] < 1.0, f"Invalid beta parameter at index 0: {betas[0]}")
-        require(0.0 <= betas[1] < 1.0, f"Invalid beta parameter at index 1: {betas[1]}")
+        check_betas(betas)
         require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
         require(
             all(isinstance(beta, float) for beta in betas) or all(isinstance(beta, Tensor) for beta in betas),

@@ -25,6 +25,9 @@ from reimpl.optim.engines.counting import advance
 FIRST, LATER = 1.0, 2.0
 """The step that a rule without a step count is told: a parameter's first update, or a later one."""
 
+GENERAL_OPTIONS = {"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None}
+"""Options that no rule sees, with what they are if nobody asks."""
+
 Group = dict[str, Any]
 State = dict[str, Any]
 T = TypeVar("T")
@@ -36,8 +39,11 @@ class Plan(NamedTuple):
     created: dict[Tensor, State]
     """The state of parameters that are updated for the first time."""
 
-    counts: list[Tensor]
-    """The step counts to advance."""
+    states: list[State]
+    """The state of each parameter, that of `created` included."""
+
+    scalars: list[tuple[list[Tensor], Any]]
+    """Scalar state, and what it becomes."""
 
     calls: list[tuple[Engine, Batch]]
     """The engines to run, each on one batch."""
@@ -67,12 +73,24 @@ class RuleOptimizer(torch.optim.Optimizer):
     reads_steps: ClassVar[bool] = True
     """Whether `coefficients` needs the step count. If not, it is told `FIRST` or `LATER`, and the count is not read."""
 
+    count_is_number: ClassVar[bool] = False
+    """Whether the step count is a Python number instead of a 0-dim tensor."""
+
+    elementwise: ClassVar[bool] = True
+    """Whether a rule does the same to every element, so that it can run on lists of tensors and as a kernel.
+
+    If not, each parameter is updated by itself.
+    """
+
     linear: ClassVar[bool] = False
     """Whether the rule is linear in parameter, gradient and state.
 
     A linear rule gets complex and sparse tensors as they are. Any other gets complex ones as pairs of real numbers, and
     of sparse ones the rows that the gradient touches.
     """
+
+    captured: ClassVar[str] = "params and state_steps"
+    """What torch's message says has to be on the device if `capturable`."""
 
     capturable_on_xla: ClassVar[tuple[str, ...]] = ("loop", "foreach")
     """The engines with which torch accepts `capturable=True` on XLA devices."""
@@ -82,7 +100,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
-        check_fused(defaults.get("fused"), defaults["foreach"], defaults["differentiable"])
+        check_fused(defaults.get("fused"), defaults.get("foreach"), defaults.get("differentiable", False))
         if defaults.get("fused"):
             self._step_supports_amp_scaling = True  # so that a `GradScaler` leaves the gradients to the step
 
@@ -90,7 +108,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Return the rule's scalars for parameters of `group` in their `step`-th update.
 
         Args:
-            group: the parameter group's options; one-element tensors among them have come down to 0-dim.
+            group: the parameter group's options, and the scalar state as it was before the update; one-element tensors
+                among them have come down to 0-dim.
             step: the count of updates, this one included: a float, or where nothing may be read back to the host
                 (`capturable`, `torch.compile`) a `TensorList` of 0-dim tensors, on which the same arithmetic works.
             param: one of the parameters, for its dtype and device.
@@ -105,9 +124,24 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         raise NotImplementedError
 
+    def new_scalars(self, group: Group) -> dict[str, Any]:
+        """Return the state that is one number for a parameter, with its values before the first update.
+
+        Like the step count it is kept in 0-dim tensors, on the host unless `capturable`.
+        """
+        return {}
+
+    def next_scalars(self, group: Group, step: Any) -> dict[str, Any]:
+        """Return what the scalar state becomes in the `step`-th update; arguments as those of `coefficients`."""
+        return {}
+
+    def parts(self, group: Group, params: list[Tensor]) -> list[tuple[Group, list[Tensor]]]:
+        """Return the parameters that keep the same state, part by part, with the options for each part."""
+        return [(group, params)]
+
     def check_group(self, group: Group) -> None:
         """Raise what torch's step raises for the options of a group that has gradients."""
-        if group.get("fused"):
+        if group["fused"]:
             check_fused(True, False, group["differentiable"])
             return
         if group["foreach"] and group["differentiable"] and not self.linear:
@@ -115,6 +149,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
         if scaled and "fused" in self.defaults:
             raise AssertionError("Expected grad_scale and found_inf to be None")
+
+    def check_params(self, group: Group, params: list[Tensor]) -> None:
+        """Raise what torch's step raises for parameters that have gradients and that the rule cannot take."""
 
     def check_sparse(self, group: Group, param: Tensor) -> None:
         """Raise if the rule cannot take `param`'s gradient, which is sparse. By default no rule can."""
@@ -126,6 +163,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def chooses_foreach(self, group: Group, params: list[Tensor]) -> bool:
         """Return whether the foreach engine updates these parameters: by the group's options, else as torch decides."""
+        if not self.elementwise:
+            return False
         if group["foreach"] is None and group.get("fused") is None:
             return _default_to_fused_or_foreach(params, group["differentiable"] and not self.linear)[1]
         return bool(group["foreach"])
@@ -137,7 +176,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         in_graph = self.is_capturable(group) and params[0].device.type != "cpu"
         watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-        return bool(group.get("fused")) and not in_graph and not watched
+        return bool(group["fused"]) and not in_graph and not watched
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
@@ -151,7 +190,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: for a sparse gradient that the rule cannot take. Nothing has changed then.
         """
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             self._check_graph_capture()
             loss = None
             if closure is not None:
@@ -160,7 +199,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             found_inf = getattr(self, "found_inf", None)
             overflow = found_inf is not None and found_inf.item() != 0
             for turn in turns(self.param_groups):
-                for plan in [self._plan(group, params) for group, params in turn]:
+                parts = [part for group, params in turn for part in self.parts(group, params)]
+                for plan in [self._plan(group, params) for group, params in parts]:
                     if not overflow:
                         self._carry_out(plan)
                     elif self.counts_steps:
@@ -171,11 +211,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Return the state of a parameter before its first update."""
         state: State = {}
         if self.counts_steps:
-            state["step"] = self._make_count(group, param, 0.0)
+            state["step"] = 0 if self.count_is_number else self._make_scalar(group, param, 0.0)
+        for name, value in self.new_scalars(group).items():
+            state[name] = self._make_scalar(group, param, float(value))
         return state | {name: make(param) for name, make in self.new_state(group).items() if make is not None}
 
-    def _make_count(self, group: Group, param: Tensor, value: float) -> Tensor:
-        """Return a step count: on the host, where reading it costs nothing, unless a graph has to own it."""
+    def _make_scalar(self, group: Group, param: Tensor, value: float) -> Tensor:
+        """Return a step count or the like: on the host, where reading costs nothing, unless a graph has to own it."""
         device = param.device if self.is_capturable(group) else "cpu"
         return torch.tensor(value, dtype=torch.float32 if group.get("fused") else step_dtype(), device=device)
 
@@ -184,10 +226,12 @@ class RuleOptimizer(torch.optim.Optimizer):
 
         It works on columns, a list for each property of all parameters, since it runs in every step.
         """
+        group = group | self._absent_options(group)
         self.check_group(group)
         group = {name: as_scalar(option, group["differentiable"]) for name, option in group.items()}
         grads: list[Any] = [param.grad for param in params]
         sparse = [grad.is_sparse for grad in grads]
+        self.check_params(group, params)
         for param in compress(params, sparse):
             self.check_sparse(group, param)
 
@@ -195,18 +239,22 @@ class RuleOptimizer(torch.optim.Optimizer):
         created, states = self._find_states(group, params, [name for name, make in makers.items() if make is not None])
         counts = [state["step"] for state in states] if self.counts_steps else []
         read_counts = counts if self.reads_steps else []
+        scalars = {name: [state[name] for state in states] for name in self.new_scalars(group)}
         state = [[state[name] for state in states] if make is not None else None for name, make in makers.items()]
 
         as_kernel = self.chooses_fused(group, params)
         on_lists = as_kernel or self.chooses_foreach(group, params)
-        in_graph = not as_kernel and (self.is_capturable(group) or torch.compiler.is_compiling())
-        self._check_counts(group, params, counts, on_lists, in_graph)
+        capturing = self.is_capturable(group) or torch.compiler.is_compiling()
+        in_graph = capturing and self.elementwise and not as_kernel
+        self._check_counts(group, params, [counts, *scalars.values()], on_lists, in_graph)
         if not counts and created:
             steps = [FIRST if param in created else LATER for param in params]
             # In a step that creates the buffers of only some parameters, torch's foreach path loops over all of them.
             on_lists = as_kernel or (on_lists and len(created) == len(params))
         elif not read_counts:
             steps = [LATER] * len(params)
+        elif self.count_is_number:
+            steps = counts
         elif not in_graph:
             steps = read(counts)
         else:  # a loop's parameters go alone, each with coefficients of its own
@@ -218,9 +266,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             alike.append([param.dtype for param in params])
         if on_lists and not all(map(attrgetter("is_cpu"), params)):
             alike.append([param.device for param in params])
+        for tensors in scalars.values():
+            alike.append([tensor.dtype for tensor in tensors])
+            if not in_graph:
+                alike.append(read(tensors))
 
         grad_scale = as_number(getattr(self, "grad_scale", None)) if as_kernel else None
-        calls = []
+        calls, writes = [], []
         for part in split(alike):
             first = part[0]
             engine = fused if as_kernel else self._choose_engine(group, sparse[first], on_lists)
@@ -236,19 +288,32 @@ class RuleOptimizer(torch.optim.Optimizer):
                 batch = batch.as_real()
             step: Any = steps[first]
             if read_counts:
-                step = TensorList(pick(counts, part)) + 1 if in_graph else (counts[first] + 1).item()
-            coefficients = self._coefficients(group, step, batch.params, engine, in_graph)
+                step = TensorList(pick(counts, part)) + 1 if in_graph else as_number(counts[first] + 1)
+            before = {name: pick(tensors, part) for name, tensors in scalars.items()}
+            options = group
+            if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
+                options = {name: as_list(option, len(part)) for name, option in group.items()}
+                options |= {name: TensorList(tensors) for name, tensors in before.items()}
+            elif scalars:
+                options = group | {name: tensors[0] for name, tensors in before.items()}
+            after = self.next_scalars(options, step) if scalars else {}
+            writes += [(tensors, after[name]) for name, tensors in before.items()]
+            coefficients = self._coefficients(options, step, batch.params, engine, in_graph)
             calls.append((engine, batch._replace(coefficients=coefficients)))
-        return Plan(created, counts, calls)
+        return Plan(created, states, writes, calls)
+
+    def _absent_options(self, group: Group) -> Group:
+        """Return, as if not asked for, the general options that this optimizer does not have."""
+        known = {*self.defaults, "fused"} if "foreach" in self.defaults and self.elementwise else self.defaults
+        return {name: value for name, value in GENERAL_OPTIONS.items() if name not in known or name not in group}
 
     def _coefficients(
         self, group: Group, step: Any, params: list[Tensor], engine: Engine, in_graph: bool
     ) -> dict[str, Any]:
         """Compute a batch's coefficients: in a graph lists of tensors, otherwise numbers if the rule runs on lists."""
-        if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
-            group = {name: as_list(option, len(params)) for name, option in group.items()}
-        elif engine is fused:
-            group = {name: as_number(option) for name, option in group.items()}
+        if engine is fused:
+            scalars = self.new_scalars(group)
+            group = {name: option if name in scalars else as_number(option) for name, option in group.items()}
         coefficients = self.coefficients(group, step, params[0])
         if engine is foreach and not in_graph:
             return {name: as_number(value) for name, value in coefficients.items()}
@@ -276,19 +341,20 @@ class RuleOptimizer(torch.optim.Optimizer):
         return created, states
 
     def _check_counts(
-        self, group: Group, params: list[Tensor], counts: list[Tensor], on_lists: bool, in_graph: bool
+        self, group: Group, params: list[Tensor], scalars: list[list[Tensor]], on_lists: bool, in_graph: bool
     ) -> None:
-        """Raise what torch raises for step counts that autograd follows, or that a graph could not hold."""
+        """Raise what torch raises for step counts that autograd follows, or for scalars that a graph could not hold."""
+        counts = scalars[0]
         if group["differentiable"] and any(count.requires_grad for count in counts):
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         if in_graph and not torch.compiler.is_compiling():
             devices = _get_capturable_supported_devices(
                 supports_xla=("foreach" if on_lists else "loop") in self.capturable_on_xla
             )
-            for param, count in zip(params, counts, strict=True):
-                if param.device.type != count.device.type or param.device.type not in devices:
+            for param, *kept in zip(params, *filter(None, scalars), strict=True):
+                if {param.device.type} != {scalar.device.type for scalar in kept} or param.device.type not in devices:
                     raise AssertionError(
-                        f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+                        f"If capturable=True, {self.captured} must be on supported devices: {devices}."
                     )
 
     def _choose_engine(self, group: Group, sparse: bool, on_lists: bool) -> Engine:
@@ -302,9 +368,15 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Update the parameters, then keep new state and advance the counts: an interrupted step has not been taken."""
         for engine, batch in plan.calls:
             engine(type(self).rule, batch)
+        for tensors, value in plan.scalars:
+            new = value.tensors if isinstance(value, TensorList) else [torch.as_tensor(value)] * len(tensors)
+            torch._foreach_copy_(tensors, new)
+        if self.count_is_number:
+            for state in plan.states:
+                state["step"] += 1
+        elif self.counts_steps:
+            advance([state["step"] for state in plan.states], compiled=plan.calls[0][0] is fused)
         self._keep(plan.created)
-        if plan.counts:
-            advance(plan.counts, compiled=plan.calls[0][0] is fused)
 
     def _keep(self, created: dict[Tensor, State]) -> None:
         for param, state in created.items():
@@ -330,8 +402,12 @@ class RuleOptimizer(torch.optim.Optimizer):
                 # Before torch 1.12 the step count was a Python number.
                 # torch's fused kernels count on the device; a count that has to be read stays on the host.
                 fused_count = bool(group.get("fused")) and not self.is_capturable(group)
-                if "step" in saved and (fused_count or not isinstance(saved["step"], Tensor)):
-                    saved["step"] = self._make_count(group, param, float(saved["step"]))
+                unread = fused_count or not isinstance(saved.get("step"), Tensor)
+                if "step" in saved and unread and not self.count_is_number:
+                    saved["step"] = self._make_scalar(group, param, float(saved["step"]))
+                for name in self.new_scalars(group).keys() & saved.keys():
+                    if not isinstance(saved[name], Tensor):
+                        saved[name] = self._make_scalar(group, param, float(saved[name]))
 
 
 def step_dtype() -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_tensor_lr, require
+from reimpl.optim.arguments import check_lr, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -128,8 +128,7 @@ class RMSprop(RuleOptimizer):
         *,
         fused: bool | None = None,
     ) -> None:
-        check_tensor_lr(lr)
-        require(0.0 <= lr, f"Invalid learning rate: {lr}")
+        check_lr(lr)
         require(0.0 <= eps, f"Invalid epsilon value: {eps}")
         require(0.0 <= momentum, f"Invalid momentum value: {momentum}")
         require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from reimpl.verify.distance import first_difference, mean_error, real_view, relative_error, same_bits, ulp_distance
-from reimpl.verify.optimizers import Case, Engine
-from reimpl.verify.verdict import Difference, Verdict
+from reimpl.verify.optimizers import ENGINES, Case, Engine
+from reimpl.verify.verdict import KINDS, Difference, Verdict
 
-CLOSE_FACTOR = 2.0
+CLOSE_FACTOR = 2.5
 """A *close* result's error may be this many times torch's own.
 
-The two differ by one rounding a step, and which of them ends nearer to the oracle is chance: over the registry's close
-cases, the largest error of a case is 0.56 to 1.75 times torch's.
+The two differ by a few roundings a step, and which of them ends nearer to the oracle is chance: over the registry's
+close cases, the largest error of a case is at most 2.02 times that of torch's for-loop or foreach path.
 """
 
 
@@ -38,13 +38,39 @@ PATHS: dict[Engine, dict[str, Any]] = {
 """The constructor's arguments that choose an engine, and torch's counterpart."""
 
 
+def arguments_of(optimizer: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a constructor takes by name, those included that it passes on as `**options`."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in optimizer.__mro__:
+        if cls is torch.optim.Optimizer:
+            break
+        if "__init__" in vars(cls):
+            arguments = inspect.signature(cls).parameters.values()
+            found = {a.name: a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)} | found
+            if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+                break
+    return found
+
+
+def path_of(optimizer: type[torch.optim.Optimizer], engine: Engine) -> dict[str, Any]:
+    """Return the constructor's arguments that choose an engine; none where a class has no choice."""
+    arguments = arguments_of(optimizer)
+    return {name: value for name, value in PATHS[engine].items() if name in arguments}
+
+
+def engines_of(optimizer: type[torch.optim.Optimizer]) -> list[Engine]:
+    """Return the engines that a class has: a loop, whatever it may be, and those that its constructor can choose."""
+    arguments = arguments_of(optimizer)
+    return ["loop", *(engine for engine in ENGINES[1:] if engine in arguments)]
+
+
 def judge(
     ours: type[torch.optim.Optimizer], theirs: type[torch.optim.Optimizer], case: Case, device: str = "cpu"
 ) -> Verdict:
     """Run a case with both classes and an oracle from the same inputs, and compare them after every step.
 
     A run of the foreach engine is compared with the reference's foreach path and, if a bit differs, with its for-loop:
-    the two differ from each other in low precision. A run of the fused engine is compared with the reference's fused
+    the two differ from each other in low precision. The better verdict counts. A run of the fused engine is compared with the reference's fused
     kernels where it has them for the optimizer and dtype, otherwise with its for-loop.
 
     Args:
@@ -59,8 +85,7 @@ def judge(
     engine = case.engine if case.engine != "fused" or has_fused(theirs, case) else "loop"
     verdict = compare(ours, theirs, case, device, engine)
     if verdict.kind != "exact" and engine == "foreach":
-        against_loop = compare(ours, theirs, case, device, "loop")
-        return against_loop if against_loop.kind == "exact" else verdict
+        return min(verdict, compare(ours, theirs, case, device, "loop"), key=lambda one: KINDS.index(one.kind))
     return verdict
 
 
@@ -135,7 +160,7 @@ class Run:
         self.double = double
         if double:
             self.options = {name: as_numbers(option) for name, option in self.options.items()}
-        self.path = PATHS[engine]
+        self.path = path_of(optimizer, engine)
         self.options = {**self.options, **self.path}
         params = self.scenario.initial(case.dtype, torch.device(device))
         self.params = [self.precise(param).requires_grad_() for param in params]
@@ -166,7 +191,15 @@ class Run:
             param.grad = None if gradient is None else self.precise(gradient).clone()
         check = torch.sparse.check_sparse_tensor_invariants(self.scenario.sparse)  # type: ignore[no-untyped-call]
         with check:
-            self.optimizer.step()
+            self.optimizer.step(*(() if self.scenario.problem is None else (self.evaluate,)))
+
+    def evaluate(self) -> Any:
+        """Return the scenario's loss, and leave its gradients."""
+        assert self.scenario.problem is not None
+        self.optimizer.zero_grad()
+        loss = self.scenario.problem.loss(self.params)
+        torch.autograd.backward(loss)
+        return loss
 
     def save(self) -> io.BytesIO:
         """Write a checkpoint."""
@@ -187,7 +220,7 @@ class Run:
         found = {f"param[{i}]": param for i, param in enumerate(self.params)}
         for i, param in enumerate(self.params):
             for name, value in self.optimizer.state.get(param, {}).items():
-                found[f"state[{i}].{name}"] = value
+                found |= tensors_of(value, f"state[{i}].{name}")
         return found
 
     def difference(self, other: Run, step: int) -> Difference | None:
@@ -220,6 +253,15 @@ class Run:
         truth = oracle.tensors()
         pairs = [(tensor, truth[name]) for name, tensor in self.tensors().items() if name in truth]
         return mean_error(pairs) if self.case.engine == "fused" else max(relative_error(*pair) for pair in pairs)
+
+
+def tensors_of(value: Any, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a state's entry by name: itself, those of a list, or a number as one."""
+    if isinstance(value, list):
+        return {key: tensor for i, part in enumerate(value) for key, tensor in tensors_of(part, f"{name}[{i}]").items()}
+    if isinstance(value, Tensor):
+        return {name: value if value.dim() else value.cpu()}  # a step count may be on either side
+    return {} if value is None else {name: torch.tensor(value, dtype=torch.float64)}
 
 
 def as_numbers(option: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reimpl.verify.options import DTYPES, Claim, grid, name_of, spell
+from reimpl.verify.options import DTYPES, Claim, grid, has_tensor, name_of, spell
+from reimpl.verify.problems import PROBLEMS
 from reimpl.verify.scenarios import LOW_PRECISION_EPS, SCENARIOS, Scenario
 
 Engine = Literal["loop", "foreach", "fused"]
@@ -75,6 +76,55 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
         return list(grid(lr=[None, tensor_lr], alpha=[0.99, 0.9], momentum=[0, 0.9], centered=[False, True], **shared))
     if optimizer == "Adadelta":
         return list(grid(lr=[None, 0.3, tensor_lr], rho=[0.9, 0.5], eps=[None, 1e-2], **shared))
+    if optimizer == "AdamW":
+        return list(
+            grid(
+                lr=[None, tensor_lr],
+                betas=[None, (torch.tensor(0.8), torch.tensor([0.95]))],
+                amsgrad=[False, True],
+                weight_decay=[None, 0.1],
+                maximize=[False, True],
+            )
+        )
+    if optimizer == "Adamax":
+        return list(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], **shared))
+    if optimizer == "NAdam":
+        found = grid(lr=[None, tensor_lr], momentum_decay=[None, 0.1], decoupled_weight_decay=[False, True], **shared)
+        return [
+            {"betas": (0.5, 0.9)},
+            *(o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o),
+        ]
+    if optimizer == "RAdam":
+        found = grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], decoupled_weight_decay=[False, True], **shared)
+        return [o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o]
+    if optimizer == "Rprop":
+        return list(
+            grid(
+                lr=[None, torch.tensor(0.03)],
+                etas=[None, (0.3, 1.1)],
+                step_sizes=[None, (1e-3, 0.02)],
+                maximize=[False, True],
+            )
+        )
+    if optimizer == "ASGD":
+        return [{"alpha": 0.5}, *grid(lr=[None, tensor_lr], lambd=[None, 1e-2], t0=[None, 2], **shared)]
+    if optimizer == "Adafactor":
+        return [{"d": 2.0}, {"beta2_decay": -0.5}, *grid(lr=[None, tensor_lr], eps=[None, (1e-3, 1e-2)], **shared)]
+    if optimizer == "Muon":
+        singles = {"momentum": 0.5, "ns_steps": 3, "ns_coefficients": (2, -1.5, 0.5), "eps": 1.0}
+        found = grid(
+            lr=[None, tensor_lr],
+            nesterov=[True, False],
+            adjust_lr_fn=[None, "match_rms_adamw"],
+            weight_decay=[None, 0],
+        )
+        return [*({name: value} for name, value in singles.items()), *found]
+    if optimizer == "SparseAdam":
+        return list(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], eps=[None, 1e-2], maximize=[False, True]))
+    if optimizer == "LBFGS":
+        singles = {"max_iter": 5, "max_eval": 7, "tolerance_grad": 1e-2, "tolerance_change": 1e-3}
+        found = grid(line_search_fn=[None, "strong_wolfe"], lr=[None, 0.3], history_size=[None, 3])
+        return [*({name: value} for name, value in singles.items()), *found]
     if optimizer == "Adam":
         found = grid(
             lr=[None, 0.1, tensor_lr],
@@ -87,27 +137,65 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
     raise ValueError(f"no options are registered for the optimizer {optimizer!r}; known are {', '.join(OPTIMIZERS)}")
 
 
-OPTIMIZERS = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam")
+OPTIMIZERS = (
+    "SGD",
+    "Adagrad",
+    "RMSprop",
+    "Adadelta",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "Rprop",
+    "ASGD",
+    "SparseAdam",
+    "LBFGS",
+    "Adafactor",
+    "Muon",
+)
 TAKE_SPARSE = ("SGD", "Adagrad")
+NOT_COMPLEX = ("SparseAdam", "LBFGS", "Adafactor", "Muon")
+WITHOUT_EPS = ("SGD", "Rprop", "ASGD", "LBFGS", "Adafactor", "Muon")
+ENGINES_OF: dict[str, tuple[Engine, ...]] = {
+    "SparseAdam": ("loop",),
+    "LBFGS": ("loop",),
+    "Adafactor": ("loop", "foreach"),
+    "Muon": ("loop",),
+}
+"""The engines of the optimizers that do not have all of them."""
+SCENARIOS_OF: dict[str, tuple[str, ...]] = {
+    "SparseAdam": ("sparse rows", "sparse groups"),
+    "LBFGS": tuple(PROBLEMS),
+    "Adafactor": ("filled", "missing", "groups", "exchange", "mixed"),
+    "Muon": ("matrices", "matrix groups"),
+}
+"""The scenarios of the optimizers for which the general ones are not made: matrices only, say, or no empty tensors."""
 TORCH_FAILS = {("Adagrad", "groups")} if torch.__version__ < "2.13" else set()
 """Scenarios that torch itself cannot run: before 2.13, its Adagrad makes no state for a group that is added later."""
-
-
-def has_tensor(options: dict[str, Any]) -> bool:
-    """Return whether an option is a tensor, or a tuple of tensors."""
-    return any(isinstance(v, Tensor) or (isinstance(v, tuple) and isinstance(v[0], Tensor)) for v in options.values())
 
 
 def optimizer_cases(optimizer: str) -> Iterator[Case]:
     """Yield the cases of one optimizer."""
     every = options_of(optimizer)
-    for (index, options), dtype, engine in itertools.product(enumerate(every), DTYPES.values(), ENGINES):
-        if engine == "foreach" and optimizer == "Adam" and has_tensor(options):
+    engines = ENGINES_OF.get(optimizer, ENGINES)
+    for (index, options), dtype, engine in itertools.product(enumerate(every), DTYPES.values(), engines):
+        if dtype.is_complex and optimizer in NOT_COMPLEX:
+            continue  # torch refuses it, but for LBFGS, whose problems are real; see its own tests
+        if engine == "foreach" and optimizer in ("Adam", "AdamW") and has_tensor(options):
             continue  # torch refuses it, see the tests of errors
-        if dtype == torch.float16 and optimizer != "SGD":
+        if optimizer == "LBFGS" and dtype == torch.float16:
+            continue  # steps of its line search overflow in torch
+        if optimizer == "Muon" and dtype == torch.bfloat16 and not options.get("nesterov", True):
+            continue  # torch corrupts its state, see the deviations
+        if dtype == torch.float16 and optimizer not in WITHOUT_EPS:
             options = {"eps": LOW_PRECISION_EPS, **options}
-        names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
-        if index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32):
+        if optimizer in SCENARIOS_OF:
+            names = list(SCENARIOS_OF[optimizer])
+        else:
+            names = list(DENSE) if not dtype.is_complex else ["shapes", "missing"]
+        longest = index in (0, len(every) - 1) or (len(options) <= 1 and dtype == torch.float32)
+        if longest and optimizer not in SCENARIOS_OF:
             names.append("drift")
         takes_sparse = optimizer in TAKE_SPARSE and engine != "fused"
         if takes_sparse and "weight_decay" not in options and dtype in (torch.float64, torch.float32):
@@ -120,6 +208,12 @@ def optimizer_cases(optimizer: str) -> Iterator[Case]:
             )
 
 
+MIXED_ARITHMETIC = ("Adagrad", "RMSprop", "Adadelta", "Adam", "Adamax")
+"""Whose for-loops add weight decay to complex parameters before they take them for pairs of real numbers."""
+OTHER_FOREACH = ("NAdam", "RAdam", "ASGD")
+"""Whose foreach paths in torch are other arithmetic than the for-loops."""
+
+
 def claim(optimizer: str, options: dict[str, Any], dtype: torch.dtype, engine: Engine, scenario: str) -> Claim:
     """Return what is claimed: torch's bits, but for the fused engine and two corners.
 
@@ -127,15 +221,27 @@ def claim(optimizer: str, options: dict[str, Any], dtype: torch.dtype, engine: E
     - torch's for-loop adds weight decay (Adadelta: also the update) to a complex parameter in complex arithmetic, with
       two roundings where the real multiply-add has one. Here, as in torch's foreach path, a complex tensor is a pair of
       real ones all the way.
+    - torch's for-loop negates a complex gradient, here its two parts are negated; a 0 may get the other sign, which
+      only Rprop keeps.
+    - In float16 and bfloat16, `torch._foreach_mul_` and `mul_` round a product with a number differently. torch's
+      foreach paths of NAdam, RAdam and ASGD are other arithmetic than its for-loops, which ours follows.
+    - torch's foreach path of Adamax divides a tensor learning rate in float64, its for-loop and ours in float32. The
+      other foreach paths equal one of the two.
     - Tensor betas make torch's Adam compute the denominator of a 0-dim float16 or bfloat16 parameter in float32. Here
       it has the parameter's dtype, since it is computed in place.
     """
     if engine == "fused":
         return "close"
-    if dtype.is_complex and engine == "loop" and optimizer != "SGD":
+    if dtype.is_complex and engine == "loop" and optimizer in MIXED_ARITHMETIC:
         decays = "weight_decay" in options and "decoupled_weight_decay" not in options
         return "close" if decays or optimizer == "Adadelta" else "exact"
+    if dtype.is_complex and engine == "loop" and optimizer == "Rprop":
+        return "close" if "maximize" in options else "exact"
     low_precision = dtype in (torch.float16, torch.bfloat16)
-    if optimizer == "Adam" and low_precision and scenario in ("shapes", "exchange"):
+    if optimizer in OTHER_FOREACH and engine == "foreach":
+        return "close" if low_precision or scenario == "mixed" else "exact"
+    if optimizer == "Adamax" and engine == "foreach" and has_tensor(options):
+        return "close" if dtype.is_complex or scenario == "mixed" else "exact"
+    if optimizer in ("Adam", "AdamW") and low_precision and scenario in ("shapes", "exchange"):
         return "close" if isinstance(options.get("betas", (0.9,))[0], Tensor) else "exact"
     return "exact"

@@ -37,3 +37,8 @@ def grid(**options: list[Any]) -> Iterator[dict[str, Any]]:
             for (name, choices), value in zip(options.items(), values, strict=True)
             if value is not choices[0]
         }
+
+
+def has_tensor(options: dict[str, Any]) -> bool:
+    """Return whether an option is a tensor, or a tuple of tensors."""
+    return any(isinstance(v, Tensor) or (isinstance(v, tuple) and isinstance(v[0], Tensor)) for v in options.values())

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reimpl.verify.problems import PROBLEMS, Problem, random
+
 LOW_PRECISION_EPS = 1e-3
 """`eps` of the float16 cases: the defaults, 1e-8 and 1e-10, are zero in float16, and 0 / 0 is in everyone's way."""
 
@@ -35,6 +37,11 @@ def always(_step: int, _index: int) -> bool:
     return True
 
 
+def in_turn(step: int, index: int) -> bool:
+    """Leave out every parameter now and then, the fourth always."""
+    return index != 3 and (step + index) % (index + 2) != 0
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A course of steps.
@@ -49,6 +56,7 @@ class Scenario:
         joins: the step before which the last parameter joins, with `add_param_group`; never if None.
         exchange: the step before which both sides continue from the other's checkpoint; never if None.
         sparse: whether matrices get sparse gradients, with repeated rows.
+        problem: what a closure evaluates in each step, from its own start; no gradients are given then.
     """
 
     name: str
@@ -60,9 +68,12 @@ class Scenario:
     joins: int | None = None
     exchange: int | None = None
     sparse: bool = False
+    problem: Problem | None = None
 
     def initial(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """Return the parameters' values before the first step, the same for every run."""
+        if self.problem is not None:
+            return self.problem.initial(dtype, device)
         generator = torch.Generator().manual_seed(1)
         return [
             layout.make(random(layout.shape, layout.dtype or dtype, generator)).to(device) for layout in self.layouts
@@ -76,7 +87,7 @@ class Scenario:
         generator = torch.Generator().manual_seed(2)
         for step in range(self.steps):
             yield [
-                self._gradient(param, generator) if self.gives_gradient(step, i) else None
+                self._gradient(param, generator) if self.problem is None and self.gives_gradient(step, i) else None
                 for i, param in enumerate(params)
             ]
 
@@ -91,14 +102,16 @@ class Scenario:
         return torch.empty_like(param).copy_(values * kept * scale)
 
 
-def random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return normally distributed numbers, drawn in float64 and rounded."""
-    if dtype.is_complex:
-        return torch.randn(shape, generator=generator, dtype=torch.complex128).to(dtype)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
 VECTOR, MATRIX = Layout((33,)), Layout((17, 5))
+WIDE, SQUARE = Layout((5, 17)), Layout((8, 8))
+ODD = (
+    Layout(()),
+    VECTOR,
+    MATRIX,
+    Layout((6, 4), transposed=True),
+    Layout((2, 3, 4, 4), channels_last=True),
+)
+GROUPS: tuple[dict[str, Any], ...] = ({}, {"lr": 0.05, "weight_decay": 0.2}, {"lr": 0.002, "maximize": True})
 
 SCENARIOS = {
     scenario.name: scenario
@@ -106,26 +119,20 @@ SCENARIOS = {
         Scenario(
             "shapes",
             "0-dim, empty, odd-sized, transposed and channels_last parameters",
-            (
-                Layout(()),
-                Layout((0, 3)),
-                VECTOR,
-                MATRIX,
-                Layout((6, 4), transposed=True),
-                Layout((2, 3, 4, 4), channels_last=True),
-            ),
+            (ODD[0], Layout((0, 3)), *ODD[1:]),
         ),
+        Scenario("filled", "0-dim, odd-sized, transposed and channels_last parameters, none of them empty", ODD),
         Scenario(
             "missing",
             "gradients that are missing in some steps, or in all",
             (VECTOR, MATRIX, Layout((4,)), Layout((3, 2))),
-            gives_gradient=lambda step, index: index != 3 and (step + index) % (index + 2) != 0,
+            gives_gradient=in_turn,
         ),
         Scenario(
             "groups",
             "three groups with options of their own, the last added in mid-run",
             (VECTOR, MATRIX, Layout((4,))),
-            groups=({}, {"lr": 0.05, "weight_decay": 0.2}, {"lr": 0.002, "maximize": True}),
+            groups=GROUPS,
             joins=4,
         ),
         Scenario(
@@ -152,6 +159,40 @@ SCENARIOS = {
             "sparse gradients with repeated rows, beside dense ones",
             (MATRIX, VECTOR, Layout((5, 3))),
             sparse=True,
+        ),
+        Scenario(
+            "sparse rows",
+            "matrices with sparse gradients, missing in some steps; each side's checkpoint goes on in the other",
+            (MATRIX, Layout((5, 3)), WIDE, SQUARE),
+            gives_gradient=in_turn,
+            exchange=4,
+            sparse=True,
+        ),
+        Scenario(
+            "sparse groups",
+            "three groups of matrices with sparse gradients, the last added in mid-run",
+            (MATRIX, Layout((5, 3)), SQUARE),
+            groups=GROUPS,
+            joins=4,
+            sparse=True,
+        ),
+        Scenario(
+            "matrices",
+            "tall, wide, square and transposed matrices, gradients that are missing in some steps, and an exchange",
+            (MATRIX, WIDE, SQUARE, Layout((3, 2)), Layout((6, 4), transposed=True)),
+            gives_gradient=in_turn,
+            exchange=4,
+        ),
+        Scenario(
+            "matrix groups",
+            "three groups of matrices with options of their own, the last added in mid-run",
+            (MATRIX, WIDE, SQUARE),
+            groups=GROUPS,
+            joins=4,
+        ),
+        *(
+            Scenario(problem.name, f"a closure: {problem.about}", (), steps=4, exchange=2, problem=problem)
+            for problem in PROBLEMS.values()
         ),
     )
 }

@@ -8,6 +8,10 @@ from typing import Literal
 from reimpl.verify.layers import LayerCase
 from reimpl.verify.optimizers import Case
 
+Kind = Literal["exact", "close", "differs"]
+KINDS: tuple[Kind, ...] = ("exact", "close", "differs")
+"""What a verdict can be, the best first."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -48,7 +52,7 @@ class Verdict:
     """
 
     case: Case | LayerCase
-    kind: Literal["exact", "close", "differs"]
+    kind: Kind
     reference: Literal["for-loop", "foreach", "fused", "kernel"]
     ulp: int
     error: float

@@ -38,20 +38,59 @@ class Value(Operand):
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
-    def __getattr__(self, name: str) -> Callable[..., Value]:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if not callable(getattr(Tensor, name, None)):
+            return getattr(self.tensor, name)
         in_place = name.endswith("_")
 
-        def method(*args: Any, **kwargs: Any) -> Value:
-            args, kwargs = fold_scale(tuple(arg.tensor if isinstance(arg, Value) else arg for arg in args), kwargs)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = fold_scale(tuple(map(unwrapped, args)), kwargs)
             if name == "copy_":
                 result = args[0].clone()
             else:
                 result = getattr(self.tensor, name.removesuffix("_"))(*args, **kwargs)
             if not in_place:
-                return Value(result)
+                return wrapped(result)
             self.tensor = result
             return self
 
         return method
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = {name: unwrapped(arg) for name, arg in (kwargs or {}).items()}
+        return wrapped(func(*map(unwrapped, args), **named))
+
+    def __neg__(self) -> Any:
+        return wrapped(-self.tensor)
+
+    def __abs__(self) -> Any:
+        return wrapped(abs(self.tensor))
+
+    def __invert__(self) -> Any:
+        return wrapped(~self.tensor)
+
+
+def delegate(name: str) -> Callable[[Value, Any], Any]:
+    """Return an operator that works on the tensor."""
+    return lambda self, other: wrapped(getattr(self.tensor, name)(unwrapped(other)))
+
+
+for operator in ("add", "sub", "mul", "truediv", "pow", "radd", "rsub", "rmul", "rtruediv", "rpow"):
+    setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
+for operator in ("gt", "ge", "lt", "le", "and", "or", "xor"):
+    setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
+
+
+def wrapped(result: Any) -> Any:
+    """Return a tensor as a `Value`, and anything else as it is."""
+    return Value(result) if isinstance(result, Tensor) else result
+
+
+def unwrapped(arg: Any) -> Any:
+    """Return a `Value`'s tensor, and anything else as it is."""
+    return arg.tensor if isinstance(arg, Value) else arg

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -24,13 +23,19 @@ def foreach(rule: Rule, batch: Batch) -> None:
     )
 
 
+COMMON = {"dtype", "device"}
+"""What all tensors of a list share."""
+REDUCTIONS = {"norm", "max"}
+"""Whose `_foreach_` functions take whole tensors only; with arguments, each tensor is reduced by itself."""
+
+
 class TensorList(Operand):
     """Tensors that answer a method or an operator together, with `torch._foreach_NAME`.
 
     `TensorList(xs).addcdiv_(TensorList(ys), TensorList(zs), value=2.0)` calls
     `torch._foreach_addcdiv_(xs, ys, zs, value=2.0)`. An operand is another list, a number, or a 0-dim tensor; a name
     ending in `_` works in place and returns the list itself. A method for which torch has no `_foreach_` function is
-    called on one tensor after the other.
+    called on one tensor after the other. `torch.sqrt(xs)` is taken for `xs.sqrt()`.
 
     Args:
         tensors: the tensors, of one device and dtype for torch's fast path.
@@ -47,9 +52,15 @@ class TensorList(Operand):
     def __repr__(self) -> str:
         return f"TensorList({list(self.tensors)!r})"
 
-    def __getattr__(self, name: str) -> Callable[..., TensorList]:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in COMMON:
+            return getattr(self.tensors[0], name)
+        if not callable(getattr(Tensor, name, None)):
+            raise AttributeError(
+                f"the rule asks for `{name}`, which each tensor has its own: set `elementwise = False`"
+            )
 
         def method(*args: Any, **kwargs: Any) -> TensorList:
             return self._call(name, *args, **kwargs)
@@ -59,14 +70,22 @@ class TensorList(Operand):
     def _call(self, name: str, *args: Any, **kwargs: Any) -> TensorList:
         args, kwargs = fold_scale(args, kwargs)
         function = getattr(torch, f"_foreach_{name}", None)
-        if function is not None:
+        if function is not None and not (name in REDUCTIONS and (args or kwargs)):
             args = tuple(arg.tensors if isinstance(arg, TensorList) else arg for arg in args)
             result = function(self.tensors, *args, **kwargs)
         else:
-            columns = (arg.tensors if isinstance(arg, TensorList) else repeat(arg) for arg in args)
-            rows = zip(self.tensors, *columns, strict=False)
-            result = [getattr(tensor, name)(*row, **kwargs) for tensor, *row in rows]
+            result = one_by_one(getattr(Tensor, name), (self, *args), kwargs)
         return self if name.endswith("_") else TensorList(result)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> TensorList:
+        """Take `torch.sqrt(xs)` for `xs.sqrt()`."""
+        first = args[0]
+        if isinstance(first, TensorList) and hasattr(torch, f"_foreach_{func.__name__}"):
+            return first._call(func.__name__, *args[1:], **(kwargs or {}))
+        return TensorList(one_by_one(func, args, kwargs or {}))
 
     def clamp_min_(self, other: Any) -> TensorList:
         """Take the larger one; of lists, `torch._foreach_maximum_` does and takes sharded tensors in every version."""
@@ -82,6 +101,33 @@ class TensorList(Operand):
 
     def __neg__(self) -> TensorList:
         return self._call("neg")
+
+    def __abs__(self) -> TensorList:
+        return self._call("abs")
+
+    def __invert__(self) -> TensorList:
+        return self._call("logical_not")
+
+    def __gt__(self, other: Any) -> TensorList:
+        return self._call("gt", other)
+
+    def __ge__(self, other: Any) -> TensorList:
+        return self._call("ge", other)
+
+    def __lt__(self, other: Any) -> TensorList:
+        return self._call("lt", other)
+
+    def __le__(self, other: Any) -> TensorList:
+        return self._call("le", other)
+
+    def __and__(self, other: Any) -> TensorList:
+        return self._call("logical_and", other)
+
+    def __or__(self, other: Any) -> TensorList:
+        return self._call("logical_or", other)
+
+    def __bool__(self) -> bool:
+        raise TypeError("the rule decides by a tensor's value; `torch.where` would do it for each element")
 
     def __add__(self, other: Any) -> TensorList:
         return self._call("add", other)
@@ -102,10 +148,29 @@ class TensorList(Operand):
     __rmul__ = __mul__
 
     def __rsub__(self, other: Any) -> TensorList:
-        return self._call("neg").add_(other)
+        return self._call("neg")._call("add_", other)
 
     def __rtruediv__(self, other: Any) -> TensorList:
-        return self._call("reciprocal").mul_(other)
+        return self._call("reciprocal")._call("mul_", other)
 
     def __rpow__(self, base: Any) -> TensorList:
         return TensorList(torch._foreach_pow(base, self.tensors))
+
+
+def one_by_one(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Call a function on the first tensors of all lists among its arguments, then on the second ones, and so on."""
+    length = next(len(arg) for arg in (*args, *kwargs.values()) if isinstance(arg, TensorList))
+
+    def at(index: int, arg: Any) -> Any:
+        return arg.tensors[index] if isinstance(arg, TensorList) else arg
+
+    results = [
+        function(*(at(i, arg) for arg in args), **{name: at(i, arg) for name, arg in kwargs.items()})
+        for i in range(length)
+    ]
+    if not all(isinstance(result, Tensor) for result in results):
+        name = function.__name__
+        raise TypeError(
+            f"the rule calls `{name}`, which gives each tensor a value of its own: set `elementwise = False`"
+        )
+    return results

@@ -30,7 +30,8 @@ class Rows:
     """The rows of a dense tensor that a coalesced sparse gradient touches.
 
     A reading method (`sqrt`, …) answers with the values of those rows, as a plain tensor. A method that adds in place
-    (`add_`, `addcmul_`, `addcdiv_`) adds a sparse tensor to the dense one, so that the other rows are not even read.
+    (`add_`, `addcmul_`, `addcdiv_`, `lerp_`) adds a sparse tensor to the dense one, so that the other rows are not even
+    read.
 
     Args:
         dense: the parameter or state tensor.
@@ -57,8 +58,16 @@ class Rows:
         """Add `value * first / second` to the rows."""
         return self.add_(first / second, alpha=value)
 
+    def lerp_(self, end: Tensor, weight: float) -> Rows:
+        """Add `weight * (end - rows)` to the rows."""
+        return self.add_(end.sub(self.values()).mul_(weight))
+
+    def values(self) -> Tensor:
+        """Return the rows as they are now."""
+        return self.dense.sparse_mask(self.sparse)._values()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__") or name.endswith("_"):
             raise AttributeError(name)
-        method: Callable[..., Any] = getattr(self.dense.sparse_mask(self.sparse)._values(), name)
+        method: Callable[..., Any] = getattr(self.values(), name)
         return method

@@ -150,6 +150,13 @@ class Scalar:
     def __ge__(self, other: Any) -> bool:
         return self._ask(operator.ge, other)
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Lane:
+        """Let `torch.lerp(x, y, scalar)` come to `Lane`."""
+        return Lane.__torch_function__(func, types, args, kwargs)
+
     def __float__(self) -> float:
         raise NotElementwiseError("it turns a coefficient into a number; `x ** 0.5` does what `math.sqrt(x)` would")
 
@@ -228,6 +235,9 @@ class Lane(Operand):
     def __getattr__(self, name: str) -> Callable[..., Lane]:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.removesuffix("_") not in KNOWN:
+            asks = "calls" if callable(getattr(torch.Tensor, name, None)) else "asks for"
+            raise NotElementwiseError(f"it {asks} `{name}`, which the fused engine has not")
         in_place = name.endswith("_")
 
         def method(*args: Any, **kwargs: Any) -> Lane:
@@ -249,10 +259,9 @@ class Lane(Operand):
             return trace.lane(f"{self.name} {COMPARISONS[name]} {trace.text(args[0])}", "bool")
         if name in LOGIC and len(args) == 1:
             return trace.lane(f"bool({self.name}) {LOGIC[name]} bool({trace.text(args[0])})", "bool")
-        written = getattr(self, f"_{name}", None) if name in WRITTEN else None
-        if written is None:
-            raise NotElementwiseError(f"it calls `{name}`, which the fused engine has not")
-        result: Lane = written(*args, **kwargs)
+        if name not in WRITTEN:
+            raise NotElementwiseError(f"it calls `{name}`, which the fused engine has not, with these arguments")
+        result: Lane = getattr(self, f"_{name}")(*args, **kwargs)
         return result
 
     def _add(self, other: Any, *, alpha: Any = 1) -> Lane:
@@ -389,6 +398,7 @@ class Lane(Operand):
 
 WRITTEN = {"add", "sub", "addcmul", "addcdiv", "lerp", "clamp", "where", "masked_fill", "logical_not", "zero"}
 """The methods of `Lane` that have more to say than a template."""
+KNOWN = UNARY.keys() | BINARY.keys() | COMPARISONS.keys() | LOGIC.keys() | WRITTEN
 
 
 def trace_rule(
@@ -415,10 +425,13 @@ def trace_rule(
     """
     trace = Trace()
     current = variable(coefficients, grad_scale)
-    symbols = {
+    symbols: dict[str, Any] = {
         name: Scalar(trace, f"scalars[{index}]", operator.itemgetter(name), current)
         for index, name in enumerate(current)
     }
+    for name, numbers in coefficients.items():
+        if is_variable_tuple(numbers):
+            symbols[name] = tuple(symbols.pop(f"{name}[{index}]") for index in range(len(numbers)))
     param, grad, *state = [name and Lane(trace, name) for name in names]
     assert isinstance(grad, Lane)
     if grad_scale is not None:
@@ -431,5 +444,20 @@ def trace_rule(
 
 def variable(coefficients: Mapping[str, Any], grad_scale: float | None = None) -> dict[str, float]:
     """Return the coefficients that are numbers: they may change from step to step without a new kernel."""
-    found = {n: v for n, v in coefficients.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    found: dict[str, float] = {}
+    for name, value in coefficients.items():
+        if is_variable(value):
+            found[name] = value
+        elif is_variable_tuple(value):
+            found |= {f"{name}[{index}]": number for index, number in enumerate(value)}
     return found if grad_scale is None else {**found, "grad_scale": grad_scale}
+
+
+def is_variable(value: Any) -> bool:
+    """Return whether a coefficient is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_variable_tuple(value: Any) -> bool:
+    """Return whether a coefficient is a tuple of numbers, such as `betas`."""
+    return isinstance(value, tuple) and bool(value) and all(map(is_variable, value))
