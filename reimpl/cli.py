@@ -18,7 +18,22 @@ import reimpl
 from reimpl.bench import OPTIMIZERS, VARIANTS, WORKLOADS, bench, plot, print_results
 from reimpl.bench.optimizers import ROUNDS
 from reimpl.bench.report import IMAGE_FORMATS
-from reimpl.verify import SCENARIOS, Case, LayerCase, Progress, cases, verify
+from reimpl.verify import (
+    CHECKS,
+    SCENARIOS,
+    Case,
+    ContractError,
+    Evidence,
+    LayerCase,
+    Progress,
+    cases,
+    comparison,
+    verify,
+    verify_against,
+    verify_contract,
+)
+from reimpl.verify.deviations import DEVIATIONS
+from reimpl.verify.foreign import ForeignClassError, find_class
 from reimpl.verify.options import DTYPES
 from reimpl.verify.report import print_report, to_html
 from reimpl.verify.training import PLANS
@@ -49,13 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 VERIFY = """Compare every optimizer and layer with torch's, bit for bit: on a grid of options, dtypes, engines and
-inputs, and on networks that learn to read digits. Exit status: 0 if every claim holds, 1 if one does not, 2 for a bad
-argument."""
+inputs, and on networks that learn to read digits. Or judge an optimizer of your own: mypackage.MyOptimizer runs the
+contract, and with --against torch.optim.Adam the cases of Adam that its signature allows. Exit status: 0 if every claim
+or check holds, 1 if one does not, 2 for a bad argument."""
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of `reimpl verify`."""
-    parser.add_argument("what", nargs="*", metavar="SECTION", help="what to verify, as with --only (default: all)")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="SECTION",
+        help="what to verify, as with --only (default: all); or one optimizer class, as mypackage.MyOptimizer",
+    )
+    parser.add_argument("--against", metavar="CLASS", help="compare the class with torch's, such as torch.optim.Adam")
     parser.add_argument(
         "--only",
         action="append",
@@ -78,6 +100,8 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Carry out `reimpl verify`."""
     device = check_device(options.device, parser)
+    if options.against or any(map(names_class, options.what)):
+        return run_verify_class(options, parser, device)
     registered = cases(options.quick, torch.device(device).type)
     sections = select(
         [*options.what, *options.only], [*dict.fromkeys(c.section for c in registered), *TRAININGS], parser
@@ -94,15 +118,54 @@ def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     totals = Counter(case.section for case in chosen) + Counter(trainings)
     try:
         with progress_bar(totals) as progress:
-            evidence = verify(chosen, [name.removeprefix("train.") for name in trainings], device, progress)
+            names = [name.removeprefix("train.") for name in trainings]
+            deviations = [deviation for deviation in DEVIATIONS if deviation.section in sections]
+            evidence = verify(chosen, names, device, progress, deviations)
         page = to_html(evidence) if options.html else ""
     except ModuleNotFoundError as error:
         parser.error(str(error))
+    return report(evidence, page, options)
+
+
+def report(evidence: Evidence, page: str, options: argparse.Namespace) -> int:
+    """Write the files that were asked for, print the rest, and return the exit status."""
     write_json(options.json, evidence.to_json())
     if options.html:
         options.html.write_text(page, encoding="utf-8")
     print_report(evidence)
     return 0 if evidence.holds else 1
+
+
+def names_class(name: str) -> bool:
+    """Return whether a name means a class, not a section."""
+    first, dot, _ = name.partition(".")
+    return bool(dot) and first not in PARTS
+
+
+def run_verify_class(options: argparse.Namespace, parser: argparse.ArgumentParser, device: str) -> int:
+    """Carry out `reimpl verify mypackage.MyOptimizer`."""
+    if len(options.what) != 1 or options.only or not names_class(options.what[0]):
+        parser.error("an optimizer class is judged alone: reimpl verify mypackage.MyOptimizer [--against CLASS]")
+    if not options.against and (options.dtype or options.quick or options.list):
+        parser.error("--dtype, --quick and --list choose among cases, which a class has with --against")
+    check_folders([options.json, options.html], parser)
+    try:
+        optimizer = find_class(options.what[0])
+        if not options.against:
+            with progress_bar(Counter({optimizer.__name__: len(CHECKS)})) as progress:
+                evidence = verify_contract(optimizer, device, progress)
+        else:
+            dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
+            of = comparison(optimizer, find_class(options.against), dtypes, options.quick)
+            if options.list:
+                print_list(list(of.cases), [])
+                return 0
+            with progress_bar(Counter(case.section for case in of.cases)) as progress:
+                evidence = verify_against(of, device, progress)
+        page = to_html(evidence) if options.html else ""
+    except (ForeignClassError, ContractError, ModuleNotFoundError) as error:
+        parser.error(str(error))
+    return report(evidence, page, options)
 
 
 def select(names: list[str], sections: list[str], parser: argparse.ArgumentParser) -> list[str]:

@@ -421,7 +421,7 @@ class LBFGS(torch.optim.Optimizer):
             evaluations += used
             state["func_evals"] += used
 
-            if iteration == max_iter or evaluations >= max_eval:
+            if evaluations >= max_eval:
                 break
             if gradient.abs().max() <= tolerance_grad:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
@@ -17,16 +18,14 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from reimpl.optim.arguments import check_fused
+from reimpl.optim.arguments import check_fused, check_lr
 from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
 from reimpl.optim.engines.batch import pick
 from reimpl.optim.engines.counting import advance
+from reimpl.optim.signature import GENERAL_OPTIONS, STEP, RuleSignature, constructor_signature, read_signature
 
 FIRST, LATER = 1.0, 2.0
 """The step that a rule without a step count is told: a parameter's first update, or a later one."""
-
-GENERAL_OPTIONS = {"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None}
-"""Options that no rule sees, with what they are if nobody asks."""
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -50,11 +49,28 @@ class Plan(NamedTuple):
 
 
 class RuleOptimizer(torch.optim.Optimizer):
-    """An optimizer made of a rule and its coefficients.
+    """An optimizer made of a rule; the base of every optimizer here, and of your own.
 
-    A subclass gives `rule`, `coefficients` and `new_state`; everything else is here or in an engine. It takes the
-    arguments of `torch.optim.Optimizer`, whose `state_dict`, `load_state_dict`, hooks, `zero_grad` and
-    `add_param_group` it keeps.
+    A rule with keywords is all that a subclass needs:
+
+        class Momentum(RuleOptimizer):
+            @staticmethod
+            def rule(param, grad, velocity, *, lr=0.1, momentum=0.9):
+                velocity.mul_(momentum).add_(grad)
+                param.sub_(velocity, alpha=lr)
+
+    What stands between `grad` and the star are its state tensors, zeros at first. The keywords are the options, in the
+    constructor, in parameter groups and for schedulers. A keyword `step` without a default is given the number of the
+    update, 1 at first; the state then counts it. `foreach`, `maximize`, `capturable`, `differentiable` and `fused` come
+    by themselves.
+
+    What is not so simple is a method to override: `new_state` for other first values, `coefficients` for keywords
+    without a default, computed once a step from the options, `__init__` for checks. Attributes say what the rule may
+    be given: `elementwise`, `linear`.
+
+    A rule changes `param` and its state in place, by methods and operators of tensors and functions of torch; it never
+    changes `grad`. It must not ask a tensor for a value (`item`, `if tensor > 0`): the same text runs on lists of
+    tensors, on symbols for a compiler, and recorded by autograd.
 
     A step has two halves. The first only looks: it finds the parameters that have a gradient, checks options and
     gradients of all groups, and computes the coefficients. The second changes state and parameters. So a step that is
@@ -64,8 +80,12 @@ class RuleOptimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
     """The update of one parameter: `rule(param, grad, *state, **coefficients)`, in place; a `staticmethod`.
 
-    Coefficients that it takes by position are passed fastest.
+    Coefficients that it takes by position are passed fastest; then `new_state`, `coefficients` and `__init__` have to
+    be written.
     """
+
+    signature: ClassVar[RuleSignature | None] = None
+    """What the keywords of `rule` say, None if it has none."""
 
     counts_steps: ClassVar[bool] = True
     """Whether each parameter's state holds a `step` count. If not, `coefficients` is told `FIRST` or `LATER`."""
@@ -98,7 +118,23 @@ class RuleOptimizer(torch.optim.Optimizer):
     options_of_later_versions: ClassVar[dict[str, Any]] = {}
     """Options that checkpoints of older torch versions lack, with the value that they had then."""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        signature = read_signature(cls.rule, cls.__name__) if "rule" in vars(cls) else None
+        if signature is None:
+            return
+        cls.signature = signature
+        if "counts_steps" not in vars(cls):
+            cls.counts_steps = signature.takes_step
+        if "__init__" not in vars(cls):
+            general = GENERAL_OPTIONS if cls.elementwise else {"maximize": False, "differentiable": False}
+            make_constructor(cls, constructor_signature(signature.options, general))
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any] | None = None, **options: Any) -> None:
+        if defaults is None or options:  # only where a rule without keywords is left without a constructor
+            raise TypeError(
+                f"{type(self).__name__} has no options: its rule has no keywords, and it has no constructor"
+            )
         super().__init__(params, defaults)
         check_fused(defaults.get("fused"), defaults.get("foreach"), defaults.get("differentiable", False))
         if defaults.get("fused"):
@@ -114,7 +150,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 (`capturable`, `torch.compile`) a `TensorList` of 0-dim tensors, on which the same arithmetic works.
             param: one of the parameters, for its dtype and device.
         """
-        raise NotImplementedError
+        if self.signature is None:
+            raise NotImplementedError
+        found = {name: group[name] for name in self.signature.options}
+        return {**found, STEP: step} if self.signature.takes_step else found
 
     def new_state(self, group: Group) -> dict[str, Callable[[Tensor], Tensor] | None]:
         """Return the state tensors in the order in which the rule takes them.
@@ -122,7 +161,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         Each name comes with the function that makes the tensor from a parameter before its first update, or with None
         if the group's options do without it.
         """
-        raise NotImplementedError
+        if self.signature is None:
+            raise NotImplementedError
+        return dict.fromkeys(self.signature.state, torch.zeros_like)
 
     def new_scalars(self, group: Group) -> dict[str, Any]:
         """Return the state that is one number for a parameter, with its values before the first update.
@@ -408,6 +449,25 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for name in self.new_scalars(group).keys() & saved.keys():
                     if not isinstance(saved[name], Tensor):
                         saved[name] = self._make_scalar(group, param, float(saved[name]))
+
+
+def make_constructor(cls: type[RuleOptimizer], signature: inspect.Signature) -> None:
+    """Give a class a constructor that takes the arguments of a signature."""
+
+    def __init__(self: RuleOptimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}.__init__(): {error}") from None
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        params = options.pop("params")
+        if "lr" in options:
+            check_lr(options["lr"])
+        RuleOptimizer.__init__(self, params, options)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    cls.__signature__ = signature  # type: ignore[attr-defined]
 
 
 def step_dtype() -> torch.dtype:

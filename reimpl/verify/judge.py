@@ -70,8 +70,9 @@ def judge(
     """Run a case with both classes and an oracle from the same inputs, and compare them after every step.
 
     A run of the foreach engine is compared with the reference's foreach path and, if a bit differs, with its for-loop:
-    the two differ from each other in low precision. The better verdict counts. A run of the fused engine is compared with the reference's fused
-    kernels where it has them for the optimizer and dtype, otherwise with its for-loop.
+    the two differ from each other in low precision. The better verdict counts.
+    A run of the fused engine is compared with the reference's fused kernels where it has them for the optimizer and
+    dtype, otherwise with its for-loop.
 
     Args:
         ours: the optimizer class under test.

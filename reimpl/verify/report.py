@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
+from collections import Counter
 from importlib import resources
 from typing import Any
 
-from reimpl.verify.judge import FUSED_FACTOR
+from reimpl.verify.judge import CLOSE_FACTOR, FUSED_FACTOR
 from reimpl.verify.layer_judge import LAYER_FACTOR, excess
 from reimpl.verify.layers import LayerCase
 from reimpl.verify.optimizers import Case
@@ -25,6 +27,7 @@ CASE_COLUMNS = (
     "exact",
     "close",
     "differs",
+    "exact with\ntorch's",
     "worst\nULP",
     "worst\nerror",
     "torch's\nerror",
@@ -50,18 +53,32 @@ TRAINING_COLUMNS = (
     "torch's\nfused",
     "first\nprin-\nciples",
 )
-LEFT = {"optimizer", "engine", "layer", "run", "input", "workload"}
+CHECK_COLUMNS = ("check", "result", "what was found")
+DEVIATION_COLUMNS = ("optimizer", "where", "torch", "ours", "why torch does")
+WRAPPED = {*DEVIATION_COLUMNS[1:]}
+LEFT = {"optimizer", "engine", "layer", "run", "input", "workload", *CHECK_COLUMNS, *DEVIATION_COLUMNS}
 
 CASE_NOTE = f"""
-exact: every bit of parameters and state is torch's, after every step. close: the error is at most twice torch's;
-claimed only where torch's for-loop mixes complex and real arithmetic, or promotes 0-dim tensors. fused: the mean error
-of all elements is at most {FUSED_FACTOR:g} times that of torch's fused kernel or, where torch has none, its for-loop.
-error: against a float64 run, relative to the tensor's largest value; the worst are those of float16 and bfloat16.
+exact: every bit of parameters and state is torch's, after every step, on the path that is named. close: the error is at
+most {CLOSE_FACTOR:g} times torch's; claimed only where torch's for-loop mixes complex and real arithmetic or promotes
+0-dim tensors, and where its foreach path is other arithmetic than its for-loop, which our text follows. fused: the mean
+error of all elements is at most {FUSED_FACTOR:g} times that of torch's fused kernel or, where torch has none, its
+for-loop. error: against a float64 run, relative to the tensor's largest value; the worst are those of float16 and
+bfloat16.
 """
 LAYER_NOTE = f"""
 kernels: on torch's kernels every bit of initial values, outputs, gradients and buffers is torch's. first principles:
 the largest error of any tensor against a float64 run is at most {LAYER_FACTOR:g} times torch's; worst is the case where
 it is the largest multiple (ratio), and torch's counts as one rounding at least.
+"""
+CHECK_NOTE = "What each check requires: docs/verify.md. skipped: the class has nothing that the check could look at."
+FOREIGN_NOTE = f"""
+exact: every bit that is compared is torch's, after every step. close: the error is at most {CLOSE_FACTOR:g} times
+torch's, both against a float64 run of torch's and relative to the tensor's largest value; with fused, in the mean of all
+elements.
+"""
+DEVIATION_NOTE = """
+Deliberate: what torch does there loses or corrupts a result, so we do not do as it does. All else is as in torch.
 """
 TRAINING_NOTE = """
 The real run on 1,797 handwritten digits, with torch's layers and optimizer and with ours, from one seed: a
@@ -76,11 +93,12 @@ reimpl.nn.functional.
 
 def case_note(evidence: Evidence) -> str:
     """Return the note under the table of cases, with what became of the longest runs."""
+    note = FOREIGN_NOTE if evidence.subject else CASE_NOTE
     steps = [(v.case.scenario.steps, v.kind) for v in evidence.verdicts if isinstance(v.case, Case)]
     longest = max((count for count, _ in steps), default=0)
     runs = [kind for count, kind in steps if count == longest]
     exact = runs.count("exact")
-    return f"{CASE_NOTE} Longest runs: {longest:,} steps without a new start, {exact:,} of {len(runs):,} exact."
+    return f"{note} Longest runs: {longest:,} steps without a new start, {exact:,} of {len(runs):,} exact."
 
 
 def case_rows(evidence: Evidence) -> list[tuple[str, ...]]:
@@ -93,6 +111,7 @@ def case_rows(evidence: Evidence) -> list[tuple[str, ...]]:
             f"{row.exact:,}",
             f"{row.close:,}",
             f"{row.differs:,}",
+            ", ".join(f"{path} {count:,}" for path, count in row.equals.items()),
             f"{row.worst_ulp:,}",
             f"{row.worst_error:.1e}",
             f"{row.worst_reference_error:.1e}",
@@ -127,6 +146,25 @@ def layer_rows(evidence: Evidence) -> list[tuple[str, ...]]:
     return rows
 
 
+def deviation_rows(evidence: Evidence) -> list[tuple[str, ...]]:
+    """Return the table of where we differ from torch on purpose."""
+    return [
+        (
+            shown.deviation.optimizer,
+            shown.deviation.where,
+            shown.theirs.seen + (" (right, too)" if shown.theirs.right else ""),
+            shown.ours.seen + ("" if shown.ours.right else " (WRONG)"),
+            shown.deviation.why,
+        )
+        for shown in evidence.deviations
+    ]
+
+
+def check_rows(evidence: Evidence) -> list[tuple[str, ...]]:
+    """Return the table of the contract's checks."""
+    return [(outcome.check, outcome.kind, textwrap.shorten(outcome.found, 90)) for outcome in evidence.checks]
+
+
 def training_rows(evidence: Evidence) -> list[tuple[str, ...]]:
     """Return the table of real runs."""
     return [
@@ -150,16 +188,26 @@ def same(holds: bool) -> str:
     return "equal" if holds else "DIFFER"
 
 
+def complaint(verdict: Verdict) -> str:
+    """Say what a verdict found."""
+    return (
+        f"{verdict.kind}, claimed {verdict.case.claim}: {verdict.case.name}, "
+        f"against torch's {verdict.reference}: {verdict.difference}"
+    )
+
+
 def complaints(evidence: Evidence) -> list[str]:
     """Return a line for each claim that is not met, and where to look."""
     failures = evidence.failures
-    lines = [
-        f"{verdict.kind}, claimed {verdict.case.claim}: {verdict.case.name}, "
-        f"against torch's {verdict.reference}: {verdict.difference}"
-        for verdict in failures[:SHOWN_FAILURES]
-    ]
+    lines = [f"{outcome.check}: {outcome.found}" for outcome in evidence.checks if not outcome.holds]
+    lines += [complaint(verdict) for verdict in failures[:SHOWN_FAILURES]]
     if len(failures) > SHOWN_FAILURES:
         lines.append(f"… and {len(failures) - SHOWN_FAILURES:,} more; --json has all")
+    lines += [
+        f"deliberate, and wrong: {shown.deviation.optimizer}, {shown.deviation.where}: {shown.ours.seen}"
+        for shown in evidence.deviations
+        if not shown.holds
+    ]
     lines += [
         f"real run {training.name}: accuracy {training.accuracy:.1%}, torch's {training.reference_accuracy:.1%}, "
         f"first different loss at step {training.first_different_loss}, "
@@ -175,12 +223,14 @@ def print_report(evidence: Evidence) -> None:
     tables = [
         (CASE_COLUMNS, case_rows(evidence), case_note(evidence)),
         (LAYER_COLUMNS, layer_rows(evidence), LAYER_NOTE),
+        (DEVIATION_COLUMNS, deviation_rows(evidence), DEVIATION_NOTE),
         (TRAINING_COLUMNS, training_rows(evidence), TRAINING_NOTE),
+        (CHECK_COLUMNS, check_rows(evidence), CHECK_NOTE),
     ]
     for columns, rows, note in tables:
         if rows:
             print_table(columns, rows, note)
-    for line in complaints(evidence):
+    for line in (*evidence.notes, *complaints(evidence)):
         print(line)  # noqa: T201
     print(evidence.summary())  # noqa: T201
 
@@ -208,7 +258,9 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], note: str
         header_style="bold",
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in LEFT else "right", no_wrap=column not in DEVIATION_COLUMNS[1:]
+        )
     for row in rows:
         table.add_row(*row)
     console = Console(width=shutil.get_terminal_size(fallback=(120, 40)).columns)
@@ -236,9 +288,16 @@ def to_html(evidence: Evidence) -> str:
         layer_columns=LAYER_COLUMNS,
         layer_rows=layer_rows(evidence),
         layer_note=LAYER_NOTE,
+        deviation_columns=DEVIATION_COLUMNS,
+        deviation_rows=deviation_rows(evidence),
+        deviation_note=DEVIATION_NOTE,
         training_columns=TRAINING_COLUMNS,
         training_rows=training_rows(evidence),
         training_note=TRAINING_NOTE,
+        check_columns=CHECK_COLUMNS,
+        check_rows=check_rows(evidence),
+        check_note=CHECK_NOTE,
+        notes=evidence.notes,
         complaints=complaints(evidence),
         curves=[
             (training, curve(training.losses, training), curve(training.principles_losses, training))
@@ -264,9 +323,11 @@ def matrix(evidence: Evidence) -> dict[str, dict[str, dict[str, dict[str, Any]]]
         case = verdict.case
         table = counts.setdefault(f"{case.subject}, {case.engine}", {})
         cell = table.setdefault(case.scenario.name, {}).setdefault(
-            case.dtype_name, {"cases": 0, "exact": 0, "holds": True}
+            case.dtype_name, {"cases": 0, "exact": 0, "holds": True, "paths": Counter(), "ulp": 0}
         )
         cell["cases"] += 1
+        cell["ulp"] = max(cell["ulp"], verdict.ulp)
+        cell["paths"].update([verdict.reference] if verdict.kind == "exact" else [])
         cell["exact"] += verdict.kind == "exact"
         cell["holds"] &= verdict.holds
     return counts

@@ -53,7 +53,8 @@ def run_kernel(rule: Rule, batch: Batch, places: Places) -> None:
     try:
         kernel, numbers = kernel_for(rule, batch)
     except NoKernelError as cause:
-        warn_once(f"fused=True: the foreach engine takes over {rule.__name__}: {cause}")
+        name = rule.__qualname__.rpartition("<locals>.")[-1]
+        warn_once(f"fused=True: the foreach engine takes over {name}: {cause}")
         unscaled_foreach(rule, batch)
         return
     params, *state = places.addresses
