@@ -1,9 +1,27 @@
 """What all tests share: one thread, the same random numbers, and no GPU test without a GPU."""
 
+import sys
+
 import pytest
 import torch
 
-OPTIMIZERS = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam")
+OPTIMIZERS = (
+    "SGD",
+    "Adagrad",
+    "RMSprop",
+    "Adadelta",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "Rprop",
+    "ASGD",
+)
+"""Those whose rule is elementwise."""
+
+OTHER_FOREACH = ("NAdam", "RAdam", "ASGD")
+"""Whose foreach paths in torch are other arithmetic than the for-loops, which both engines here follow."""
 
 
 def pytest_collection_modifyitems(items):
@@ -17,6 +35,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def torchs_loop(monkeypatch):
+    """Let torch's NAdam, RAdam and ASGD loop whatever `foreach` is; test_corners.py holds how far that is from theirs."""
+    for name in OTHER_FOREACH:
+        module, lower = sys.modules[f"torch.optim.{name.lower()}"], name.lower()
+        monkeypatch.setattr(module, f"_multi_tensor_{lower}", getattr(module, f"_single_tensor_{lower}"))
 
 
 @pytest.fixture(params=OPTIMIZERS)

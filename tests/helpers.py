@@ -11,6 +11,12 @@ OPTIONS = {
     "RMSprop": {"momentum": 0.9, "centered": True},
     "Adadelta": {"weight_decay": 0.1},
     "Adam": {"amsgrad": True, "weight_decay": 0.1},
+    "AdamW": {"amsgrad": True, "weight_decay": 0.1},
+    "Adamax": {"weight_decay": 0.1},
+    "NAdam": {"weight_decay": 0.1, "momentum_decay": 0.1},
+    "RAdam": {"weight_decay": 0.1, "betas": (0.5, 0.9)},
+    "Rprop": {"etas": (0.3, 1.1)},
+    "ASGD": {"weight_decay": 0.1, "lambd": 0.01, "t0": 1},
 }
 """For each optimizer, options under which it keeps all of its state and uses all of its rule."""
 

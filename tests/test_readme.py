@@ -65,3 +65,10 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for block in blocks:
         exec(block, scope)
     assert isinstance(scope["optimizer"], reimpl.optim.Optimizer)
+
+
+def test_lion_is_shown_as_in_the_example():
+    example = (ROOT / "examples" / "lion.py").read_text(encoding="utf-8")
+    shown = example.partition("class Lion(")[2].partition("\n\n\n")[0]
+    assert len(shown) > 300
+    assert shown in README

@@ -131,7 +131,7 @@ class Adagrad(RuleOptimizer):
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
         # torch reads the constructor's value, also for a group that names one of its own.
         start = self.defaults["initial_accumulator_value"]
-        return {"sum": lambda param: torch.full_like(param, complex(start, start) if param.is_complex() else start)}
+        return {"sum": lambda param: torch.full_like(param, start)}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         return adagrad_coefficients(group, step)

@@ -159,7 +159,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Return the state tensors in the order in which the rule takes them.
 
         Each name comes with the function that makes the tensor from a parameter before its first update, or with None
-        if the group's options do without it.
+        if the group's options do without it. Of a complex parameter the function gets the pairs of real numbers, as
+        the rule does, unless that is `linear`.
         """
         if self.signature is None:
             raise NotImplementedError
@@ -255,7 +256,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             state["step"] = 0 if self.count_is_number else self._make_scalar(group, param, 0.0)
         for name, value in self.new_scalars(group).items():
             state[name] = self._make_scalar(group, param, float(value))
-        return state | {name: make(param) for name, make in self.new_state(group).items() if make is not None}
+        makers = {name: make for name, make in self.new_state(group).items() if make is not None}
+        if param.is_complex() and not self.linear:  # state for pairs of real numbers, which the rule gets
+            pairs = torch.view_as_real(param)
+            return state | {name: torch.view_as_complex(make(pairs)) for name, make in makers.items()}
+        return state | {name: make(param) for name, make in makers.items()}
 
     def _make_scalar(self, group: Group, param: Tensor, value: float) -> Tensor:
         """Return a step count or the like: on the host, where reading costs nothing, unless a graph has to own it."""

@@ -122,11 +122,7 @@ class Rprop(RuleOptimizer):
         super().__init__(params, defaults if fused is None else {**defaults, "fused": fused})
 
     def new_state(self, group: dict[str, Any]) -> dict[str, Callable[[Tensor], Tensor] | None]:
-        def first_step(param: Tensor) -> Tensor:
-            lr = float(group["lr"])
-            return torch.full_like(param, complex(lr, lr) if param.is_complex() else lr)
-
-        return {"prev": torch.zeros_like, "step_size": first_step}
+        return {"prev": torch.zeros_like, "step_size": lambda param: torch.full_like(param, float(group["lr"]))}
 
     def coefficients(self, group: dict[str, Any], step: Any, param: Tensor) -> dict[str, Any]:
         return rprop_coefficients(group)

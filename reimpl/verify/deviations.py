@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +152,29 @@ def channels_last(make: Make) -> Finding:
     return Finding(left < 1e-6, f"it comes within {left:.0e} of the minimum")
 
 
+def tensor_lr(make: Make) -> Finding:
+    """Take steps whose learning rate changes, as a tensor and as a number."""
+    ends = []
+    for lr in (torch.tensor(1.0), 1.0):
+        param = torch.tensor([3.0, -2.0], requires_grad=True)
+        optimizer = make([param], lr=lr, max_iter=2)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for _ in range(4):
+            optimizer.step(partial(descend, param))
+            scheduler.step()
+        ends.append(param.detach())
+    distance = float((ends[0] - ends[1]).abs().max())
+    return Finding(distance < 1e-6, f"the tensor's path ends {distance:.0e} from the number's")
+
+
+def descend(param: Tensor) -> Any:
+    """Return the loss of a curved valley, and leave its gradient."""
+    param.grad = None
+    loss = (param[0] - 1) ** 4 + 5 * (param[1] - param[0] ** 2) ** 2
+    torch.autograd.backward(loss)
+    return loss
+
+
 def late_momentum(make: Make) -> Finding:
     """Take a step in which one parameter has its first gradient and another has momentum already."""
     params = [torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)]
@@ -220,6 +244,12 @@ DEVIATIONS = (
         "parameters and gradients in channels_last",
         "it asks for a flat view of the gradient, which only a contiguous one has",
         channels_last,
+    ),
+    Deviation(
+        "LBFGS",
+        "a tensor lr and a scheduler",
+        "it keeps the learning rate itself as the length of its last step, and the scheduler changes it there",
+        tensor_lr,
     ),
     Deviation(
         "Adafactor",

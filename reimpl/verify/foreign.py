@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reimpl.verify.contract import ContractError, OptimizerClass, Trial, in_training, probe
+from reimpl.verify.contract import ContractError, probe
 from reimpl.verify.judge import CLOSE_FACTOR, Run, arguments_of, engines_of, has_fused
 from reimpl.verify.optimizers import OPTIMIZERS, Case, Engine, optimizer_cases
 from reimpl.verify.options import DTYPES, name_of, spell
+from reimpl.verify.trial import OptimizerClass, Trial, in_training
 from reimpl.verify.verdict import Difference, Verdict
 
 HOW = {"params", "foreach", "fused", "capturable", "differentiable"}

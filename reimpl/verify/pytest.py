@@ -26,11 +26,12 @@ from typing import Any
 import pytest
 import torch
 
-from reimpl.verify.contract import CHECKS, InapplicableError, OptimizerClass, Subject, probe
+from reimpl.verify.contract import CHECKS, InapplicableError, probe
 from reimpl.verify.foreign import Comparison, comparison, judge_foreign
 from reimpl.verify.optimizers import Case
 from reimpl.verify.options import DTYPES
 from reimpl.verify.report import complaint
+from reimpl.verify.trial import OptimizerClass, Subject
 
 
 def contract(optimizer: OptimizerClass, **options: Any) -> pytest.MarkDecorator:

@@ -74,8 +74,8 @@ it is the largest multiple (ratio), and torch's counts as one rounding at least.
 CHECK_NOTE = "What each check requires: docs/verify.md. skipped: the class has nothing that the check could look at."
 FOREIGN_NOTE = f"""
 exact: every bit that is compared is torch's, after every step. close: the error is at most {CLOSE_FACTOR:g} times
-torch's, both against a float64 run of torch's and relative to the tensor's largest value; with fused, in the mean of all
-elements.
+torch's, both against a float64 run of torch's and relative to the tensor's largest value; with fused, in the mean of
+all elements.
 """
 DEVIATION_NOTE = """
 Deliberate: what torch does there loses or corrupts a result, so we do not do as it does. All else is as in torch.

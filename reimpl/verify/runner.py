@@ -15,7 +15,7 @@ import torch
 
 import reimpl.nn
 import reimpl.optim
-from reimpl.verify.contract import CHECKS, OptimizerClass, Outcome, probe, run_check
+from reimpl.verify.contract import CHECKS, Outcome, probe, run_check
 from reimpl.verify.deviations import Deviation, Shown, show
 from reimpl.verify.foreign import Comparison, judge_foreign
 from reimpl.verify.judge import CLOSE_FACTOR, FUSED_FACTOR, judge
@@ -23,6 +23,7 @@ from reimpl.verify.layer_judge import LAYER_FACTOR, judge_layer
 from reimpl.verify.layers import LayerCase
 from reimpl.verify.optimizers import Case
 from reimpl.verify.training import Training, train
+from reimpl.verify.trial import OptimizerClass
 from reimpl.verify.verdict import Verdict
 
 Progress: TypeAlias = Callable[[str], None]

@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import reimpl.optim
 from helpers import OPTIONS, assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
 
+pytestmark = pytest.mark.usefixtures("torchs_loop")
+
 COUNTING = ["Adagrad", "RMSprop", "Adadelta", "Adam"]
 
 

@@ -14,6 +14,8 @@ from helpers import assert_same, pair, snapshot
 from reimpl.verify.distance import same_bits
 from reimpl.verify.optimizers import has_tensor, options_of
 
+pytestmark = pytest.mark.usefixtures("torchs_loop")
+
 settings.register_profile("reimpl", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("reimpl")
 

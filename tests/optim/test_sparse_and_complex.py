@@ -5,6 +5,8 @@ import torch
 
 from helpers import OPTIONS, assert_same, pair, parameters, take_steps
 
+pytestmark = pytest.mark.usefixtures("torchs_loop")
+
 
 def embed(cls, steps=5, **options):
     """Train an embedding with sparse gradients beside a dense parameter."""

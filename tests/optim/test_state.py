@@ -9,6 +9,8 @@ import torch
 
 from helpers import OPTIONS, assert_same, pair, parameters, snapshot, take_steps
 
+pytestmark = pytest.mark.usefixtures("torchs_loop")
+
 DIRECTIONS = {"torch to ours": (1, 0), "ours to torch": (0, 1), "ours to ours": (0, 0)}
 
 

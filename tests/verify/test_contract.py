@@ -9,17 +9,15 @@ import torch
 import reimpl.optim
 from reimpl.verify.contract import (
     CHECKS,
-    MATRICES,
     REQUIRED_LR,
     ContractError,
     InapplicableError,
-    Subject,
-    Trial,
     probe,
     require_same,
     run_check,
     run_contract,
 )
+from reimpl.verify.trial import MATRICES, Subject, Trial
 
 
 class Momentum(torch.optim.Optimizer):
