@@ -31,8 +31,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adagrad": {},
     "RMSprop": {},
     "Adadelta": {},
+    "AdamW": {},
+    "Adamax": {},
+    "NAdam": {},
+    "RAdam": {},
+    "Rprop": {},
+    "ASGD": {},
 }
-"""The options that each is timed with, beside its defaults."""
+"""The elementwise optimizers, and the options that each is timed with beside its defaults."""
 
 ENGINES: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},

@@ -488,7 +488,7 @@ def maximize(subject: Subject) -> None:
 
 @check
 def engines(subject: Subject) -> None:
-    """Give the loop's bits with foreach and fused, or at most twice its error against a float64 run."""
+    """Give the loop's bits with foreach and fused, or at most `CLOSE_FACTOR` times its error against a float64 run."""
     if len(subject.paths) < 2:
         raise InapplicableError("the constructor has neither foreach nor fused")
     loop, *others = subject.paths.items()
