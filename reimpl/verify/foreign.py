@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reimpl.verify.contract import ContractError, probe
-from reimpl.verify.judge import CLOSE_FACTOR, Run, arguments_of, engines_of, has_fused
+from reimpl.verify.judge import CLOSE_FACTOR, Run, arguments_of, engines_of, follow, has_fused
 from reimpl.verify.optimizers import OPTIMIZERS, Case, Engine, optimizer_cases
 from reimpl.verify.options import DTYPES, name_of, spell
 from reimpl.verify.trial import OptimizerClass, Trial, in_training
@@ -193,37 +193,16 @@ def judge_foreign(of: Comparison, case: Case, device: str = "cpu") -> Verdict:
         device: where.
     """
     engine: Engine = case.engine if case.engine in engines_of(of.reference) else "loop"
-    path: Any = "for-loop" if engine == "loop" else engine
     start = ForeignRun if of.same_state else ParameterRun
     reference = start(of.reference, case, device, engine)
     oracle = start(of.reference, case, device, "loop", double=True)
-    difference, error, reference_error, taken = None, 0.0, 0.0, 0
+    mine = None
     try:
         mine = start(of.optimizer, case, device, case.engine)
-        for step, gradients in enumerate(case.scenario.gradients(mine.params)):
-            if step == case.scenario.exchange:
-                # From here on, each side has the other's errors.
-                error, reference_error = mine.error(oracle), reference.error(oracle)
-                saved, saved_reference = mine.save(), reference.save()
-                mine.restart(saved_reference)
-                reference.restart(saved)
-            taken = step + 1
-            for run in (mine, reference, oracle):
-                run.advance(step, gradients)
-            difference = difference or mine.difference(reference, taken)
+        course = follow(mine, reference, oracle)
     except Exception as raised:
-        what = Difference(taken, "whole", (), f"{type(raised).__name__}: {raised}", "no exception")
-        return Verdict(case, "differs", path, 0, math.inf, 0.0, what)
-    error, reference_error = max(error, mine.error(oracle)), max(reference_error, reference.error(oracle))
+        what = f"{type(raised).__name__}: {raised}"
+        difference = Difference(mine.begun if mine else 0, "whole", (), what, "no exception")
+        return Verdict(case, "differs", "for-loop" if engine == "loop" else engine, 0, math.inf, 0.0, difference)
     granted = case.scenario.steps * GRANTED_STEPS if case.dtype == torch.float64 else 0.0
-    comparable = difference is None or not isinstance(difference.ours, str)
-    close = comparable and error <= CLOSE_FACTOR * max(reference_error, granted)
-    return Verdict(
-        case=case,
-        kind="exact" if difference is None else "close" if close else "differs",
-        reference=path,
-        ulp=mine.distance(reference) if difference else 0,
-        error=error,
-        reference_error=reference_error,
-        difference=difference,
-    )
+    return course.verdict(mine, reference, CLOSE_FACTOR, granted)

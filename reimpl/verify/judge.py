@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,10 +111,54 @@ def compare(
     """Run a case against one path of the reference."""
     mine = Run(ours, case, device, case.engine)
     reference = Run(theirs, case, device, reference_engine)
-    oracle = Run(theirs, case, device, "loop", double=True)
+    course = follow(mine, reference, Run(theirs, case, device, "loop", double=True))
+    if case.engine == "fused":
+        factor, granted = FUSED_FACTOR, ORACLE_ERROR if case.dtype == torch.float64 else 0.0
+    else:
+        factor, granted = CLOSE_FACTOR, 0.0
+    return course.verdict(mine, reference, factor, granted)
+
+
+class Course(NamedTuple):
+    """What was seen of two runs of a case, beside an oracle's.
+
+    Attributes:
+        difference: where the two first part, None if they never do.
+        error: the first one's error, at the end or before an exchange of checkpoints.
+        reference_error: the second one's.
+    """
+
+    difference: Difference | None
+    error: float
+    reference_error: float
+
+    def verdict(self, mine: Run, reference: Run, factor: float, granted: float) -> Verdict:
+        """Judge the first run.
+
+        Args:
+            mine: the first run.
+            reference: the second one.
+            factor: how many times the second one's error is close.
+            granted: an error of the second one that is assumed if it is smaller.
+        """
+        comparable = self.difference is None or not isinstance(self.difference.ours, str)
+        close = comparable and self.error <= factor * max(self.reference_error, granted)
+        return Verdict(
+            case=mine.case,
+            kind="exact" if self.difference is None else "close" if close else "differs",
+            reference="for-loop" if reference.engine == "loop" else reference.engine,
+            ulp=mine.distance(reference) if self.difference else 0,
+            error=self.error,
+            reference_error=self.reference_error,
+            difference=self.difference,
+        )
+
+
+def follow(mine: Run, reference: Run, oracle: Run) -> Course:
+    """Take two runs and an oracle through their case, and compare after every step."""
     difference, error, reference_error = None, 0.0, 0.0
-    for step, gradients in enumerate(case.scenario.gradients(mine.params)):
-        if step == case.scenario.exchange:
+    for step, gradients in enumerate(mine.scenario.gradients(mine.params)):
+        if step == mine.scenario.exchange:
             # From here on, each side has the other's errors.
             error, reference_error = mine.error(oracle), reference.error(oracle)
             saved, saved_reference = mine.save(), reference.save()
@@ -123,22 +167,7 @@ def compare(
         for run in (mine, reference, oracle):
             run.advance(step, gradients)
         difference = difference or mine.difference(reference, step + 1)
-    error, reference_error = max(error, mine.error(oracle)), max(reference_error, reference.error(oracle))
-    comparable = difference is None or not isinstance(difference.ours, str)
-    if case.engine == "fused":
-        granted = ORACLE_ERROR if case.dtype == torch.float64 else 0.0
-        close = comparable and error <= FUSED_FACTOR * max(reference_error, granted)
-    else:
-        close = comparable and error <= CLOSE_FACTOR * reference_error
-    return Verdict(
-        case=case,
-        kind="exact" if difference is None else "close" if close else "differs",
-        reference="for-loop" if reference_engine == "loop" else reference_engine,
-        ulp=mine.distance(reference) if difference else 0,
-        error=error,
-        reference_error=reference_error,
-        difference=difference,
-    )
+    return Course(difference, max(error, mine.error(oracle)), max(reference_error, reference.error(oracle)))
 
 
 class Run:
@@ -156,6 +185,8 @@ class Run:
         self, optimizer: type[torch.optim.Optimizer], case: Case, device: str, engine: Engine, double: bool = False
     ) -> None:
         self.optimizer_class = optimizer
+        self.engine = engine
+        self.begun = 0
         self.case = case
         self.scenario = case.scenario
         self.options = case.options if double else copy.deepcopy(case.options)
@@ -187,6 +218,7 @@ class Run:
 
     def advance(self, step: int, gradients: list[Tensor | None]) -> None:
         """Take a step."""
+        self.begun = step + 1
         if step == self.scenario.joins:
             self.optimizer.add_param_group(self.group(len(self.params) - 1))
         for param, gradient in zip(self.params, gradients, strict=True):

@@ -32,7 +32,7 @@ def test_variants():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_which_exist(name):
     missing = [variant.name for variant in VARIANTS if not variant.exists(name)]
-    assert missing == ([] if name in ("SGD", "Adam", "Adagrad") else ["torch fused"])
+    assert missing == ([] if name in ("SGD", "Adam", "AdamW", "Adagrad") else ["torch fused"])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -47,11 +47,13 @@ def test_variants_take_the_same_step(name, engine):
         assert optimizer.defaults["foreach"] is (engine == "foreach")
         step()
         results.append(params)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    other = name == "ASGD" and engine == "foreach"  # there torch's foreach path is other arithmetic, by two roundings
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-7 if other else 0, atol=2e-7 if other else 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "bytes_an_element"), [("SGD", 20), ("Adam", 28), ("Adagrad", 20), ("RMSprop", 20), ("Adadelta", 28)]
+    ("name", "bytes_an_element"), [("SGD", 20), ("Adam", 28), ("Adagrad", 20), ("RMSprop", 20), ("Adadelta", 28), ("ASGD", 20)]
 )
 @pytest.mark.parametrize("package", ["reimpl.optim", "torch.optim"])
 def test_bytes_moved(name, bytes_an_element, package):

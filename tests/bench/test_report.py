@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from reimpl.bench import ENGINES, WORKLOADS, Workload, optimizers
+from reimpl.bench import ENGINES, OPTIMIZERS, WORKLOADS, Workload, optimizers
 from reimpl.cli import main
 
 TINY = Workload("tiny", "five and seven", ((5,), (7,)))
@@ -105,7 +105,7 @@ def test_defaults(quick, workloads, rounds, monkeypatch):
 
     monkeypatch.setattr("reimpl.cli.bench", pretend)
     assert main(["bench", *quick]) == 0
-    assert asked["names"] == ["SGD", "Adam", "Adagrad", "RMSprop", "Adadelta"]
+    assert asked["names"] == list(OPTIMIZERS)
     assert asked["chosen"] == workloads
     assert asked["rounds"] == rounds
     assert any(variant.engine == "compile" for variant in asked["variants"]) is not bool(quick)
