@@ -336,16 +336,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             if read_counts:
                 step = TensorList(pick(counts, part)) + 1 if in_graph else as_number(counts[first] + 1)
             before = {name: pick(tensors, part) for name, tensors in scalars.items()}
-            options = group
-            if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
-                options = {name: as_list(option, len(part)) for name, option in group.items()}
-                options |= {name: TensorList(tensors) for name, tensors in before.items()}
-            elif scalars:
-                options = group | {name: tensors[0] for name, tensors in before.items()}
-            after = self.next_scalars(options, step) if scalars else {}
-            writes += [(tensors, after[name]) for name, tensors in before.items()]
-            coefficients = self._coefficients(options, step, batch.params, engine, in_graph)
+            coefficients, after = self._compute(group, before, step, batch.params, engine, in_graph)
             calls.append((engine, batch._replace(coefficients=coefficients)))
+            writes += [(tensors, after[name]) for name, tensors in before.items()]
         return Plan(created, states, writes, calls)
 
     def _absent_options(self, group: Group) -> Group:
@@ -353,17 +346,31 @@ class RuleOptimizer(torch.optim.Optimizer):
         known = {*self.defaults, "fused"} if "foreach" in self.defaults and self.elementwise else self.defaults
         return {name: value for name, value in GENERAL_OPTIONS.items() if name not in known or name not in group}
 
-    def _coefficients(
-        self, group: Group, step: Any, params: list[Tensor], engine: Engine, in_graph: bool
-    ) -> dict[str, Any]:
-        """Compute a batch's coefficients: in a graph lists of tensors, otherwise numbers if the rule runs on lists."""
+    def _compute(
+        self,
+        group: Group,
+        scalars: dict[str, list[Tensor]],
+        step: Any,
+        params: list[Tensor],
+        engine: Engine,
+        in_graph: bool,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a batch's coefficients, and what its scalar state becomes.
+
+        In a graph both are computed on lists of tensors, otherwise once for all.
+        """
+        if in_graph:  # options as lists too: torch.compile knows no operator between a tensor and a list
+            group = {name: as_list(option, len(params)) for name, option in group.items()}
+            group |= {name: TensorList(tensors) for name, tensors in scalars.items()}
+        elif scalars:
+            group = group | {name: tensors[0] for name, tensors in scalars.items()}
+        after = self.next_scalars(group, step) if scalars else {}
         if engine is fused:
-            scalars = self.new_scalars(group)
             group = {name: option if name in scalars else as_number(option) for name, option in group.items()}
         coefficients = self.coefficients(group, step, params[0])
-        if engine is foreach and not in_graph:
-            return {name: as_number(value) for name, value in coefficients.items()}
-        return coefficients
+        if engine is foreach and not in_graph:  # `_foreach_` functions take numbers fastest
+            coefficients = {name: as_number(value) for name, value in coefficients.items()}
+        return coefficients, after
 
     def _find_states(
         self, group: Group, params: list[Tensor], names: list[str]

@@ -55,7 +55,7 @@ TRAINING_COLUMNS = (
 )
 CHECK_COLUMNS = ("check", "result", "what was found")
 DEVIATION_COLUMNS = ("optimizer", "where", "torch", "ours", "why torch does")
-WRAPPED = {*DEVIATION_COLUMNS[1:]}
+WRAPPED_WIDTH = 100
 LEFT = {"optimizer", "engine", "layer", "run", "input", "workload", *CHECK_COLUMNS, *DEVIATION_COLUMNS}
 
 CASE_NOTE = f"""
@@ -82,11 +82,12 @@ Deliberate: what torch does there loses or corrupts a result, so we do not do as
 """
 TRAINING_NOTE = """
 The real run on 1,797 handwritten digits, with torch's layers and optimizer and with ours, from one seed: a
-convolutional network with each optimizer, and an LSTM; the last loss, and accuracy on 360 held-out images. losses and
-end: those of every step, and weights, buffers and state after the last. resumed: the checkpoint that
-each side wrote in mid-training, resumed by the other, comes to the same end. fused: how far the losses of our run with
-fused=True are from those of torch's for-loop, in the mean; torch's: the same of torch's fused run, or of its for-loop
-from weights rounded once more, whichever is farther. first principles: the accuracy of the same network trained on
+convolutional network with each optimizer (SparseAdam trains its embedding, Muon its hidden matrices, AdamW what these
+leave), and an LSTM; the last loss, and accuracy on 360 held-out images. losses and end: those of every step, and
+weights, buffers and state after the last. resumed: the checkpoint that each side wrote in mid-training, resumed by the
+other, comes to the same end. fused: how far the losses of our run with fused=True are from those of torch's for-loop,
+in the mean, where the optimizer has that option; torch's: the same of torch's fused run, or of its for-loop from
+weights rounded once more, whichever is farther. first principles: the accuracy of the same network trained on
 reimpl.nn.functional.
 """
 
@@ -175,12 +176,17 @@ def training_rows(evidence: Evidence) -> list[tuple[str, ...]]:
             f"{training.reference_accuracy:.1%}",
             same(training.same_losses and training.same_end),
             same(training.resumed_by_ours and training.resumed_by_torch),
-            f"{training.fused_distance:.0e}",
-            f"{training.reference_fused_distance:.0e}",
+            distance(training.fused_distance),
+            distance(training.reference_fused_distance),
             "" if training.principles_accuracy is None else f"{training.principles_accuracy:.1%}",
         )
         for training in evidence.trainings
     ]
+
+
+def distance(value: float | None, digits: int = 0) -> str:
+    """Write a distance of losses; nothing where there was no such run."""
+    return "" if value is None else f"{value:.{digits}e}"
 
 
 def same(holds: bool) -> str:
@@ -211,7 +217,8 @@ def complaints(evidence: Evidence) -> list[str]:
     lines += [
         f"real run {training.name}: accuracy {training.accuracy:.1%}, torch's {training.reference_accuracy:.1%}, "
         f"first different loss at step {training.first_different_loss}, "
-        f"fused {training.fused_distance:.1e} away, torch's {training.reference_fused_distance:.1e}"
+        f"fused {distance(training.fused_distance, 1) or 'none'} away, "
+        f"torch's {distance(training.reference_fused_distance, 1) or 'none'}"
         for training in evidence.trainings
         if not training.holds
     ]
@@ -258,12 +265,12 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], note: str
         header_style="bold",
     )
     for column in columns:
-        table.add_column(
-            column, justify="left" if column in LEFT else "right", no_wrap=column not in DEVIATION_COLUMNS[1:]
-        )
+        table.add_column(column, justify="left" if column in LEFT else "right", no_wrap=columns != DEVIATION_COLUMNS)
     for row in rows:
         table.add_row(*row)
-    console = Console(width=shutil.get_terminal_size(fallback=(120, 40)).columns)
+    # A narrow terminal may break lines, but must not lose columns.
+    needed = WRAPPED_WIDTH if columns == DEVIATION_COLUMNS else Console(width=1000).measure(table).maximum
+    console = Console(width=max(needed, shutil.get_terminal_size(fallback=(120, 40)).columns))
     console.print(table)
     console.print()
 
