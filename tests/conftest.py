@@ -39,7 +39,7 @@ def seed():
 
 @pytest.fixture
 def torchs_loop(monkeypatch):
-    """Let torch's NAdam, RAdam and ASGD loop whatever `foreach` is; test_corners.py holds how far that is from theirs."""
+    """Let torch's NAdam, RAdam and ASGD loop, whatever `foreach` is."""
     for name in OTHER_FOREACH:
         module, lower = sys.modules[f"torch.optim.{name.lower()}"], name.lower()
         monkeypatch.setattr(module, f"_multi_tensor_{lower}", getattr(module, f"_single_tensor_{lower}"))

@@ -1,5 +1,7 @@
 """Pairs of optimizers, and comparisons of what they did."""
 
+import copy
+
 import torch
 
 import reimpl.optim
@@ -55,16 +57,26 @@ def snapshot(optimizer, params=None):
     found = {f"param[{i}]": param.detach().clone() for i, param in enumerate(params)}
     for i, param in enumerate(params):
         for key, value in optimizer.state.get(param, {}).items():
-            found[f"state[{i}].{key}"] = value.detach().clone()
+            found[f"state[{i}].{key}"] = copy.deepcopy(value.detach() if isinstance(value, torch.Tensor) else value)
     return found
+
+
+def same(first, second):
+    """Return whether two values of a snapshot agree in type and every bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return same_bits(first, second)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    both_nan = first != first and second != second
+    return type(first) is type(second) and (first == second or both_nan)
 
 
 def assert_same(first, second):
     """Assert that two snapshots, or the optimizers that they are taken of, agree in every bit."""
     first, second = (x if isinstance(x, dict) else snapshot(x) for x in (first, second))
     assert list(first) == list(second)
-    for key, tensor in first.items():
-        assert same_bits(tensor, second[key]), key
+    for key, value in first.items():
+        assert same(value, second[key]), key
 
 
 def outcome(action):

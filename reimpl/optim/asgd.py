@@ -107,7 +107,7 @@ class ASGD(RuleOptimizer):
     """
 
     rule = staticmethod(asgd_rule)
-    captured = "params, mus, etas, and state_steps"
+    captured = ("params, mus, etas, and state_steps", "params, mus, etas, and state_steps")
     capturable_on_xla = ("loop",)
     options_of_later_versions = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 

@@ -48,7 +48,8 @@ def nadam_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
     """Return the rule's coefficients in the `step`-th update: `decay` is None unless decoupled."""
     lr, (beta1, beta2) = group["lr"], group["betas"]
     momentum, next_momentum = nadam_momentum(group, step), nadam_momentum(group, step + 1)
-    product = as_number(group["mu_product"] * momentum)
+    product = group["mu_product"] * momentum
+    product = product if isinstance(momentum, Tensor) else as_number(product)
     return {
         "decay": decoupled_decay(group),
         "weight_decay": group["weight_decay"],
@@ -118,7 +119,7 @@ class NAdam(RuleOptimizer):
     """
 
     rule = staticmethod(nadam_rule)
-    captured = "params, mu_products and state_steps"
+    captured = ("params, mu_products and state_steps", "params, mu_products, and state_steps")
     capturable_on_xla = ("loop",)
     options_of_later_versions = {
         "maximize": False,

@@ -109,8 +109,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     of sparse ones the rows that the gradient touches.
     """
 
-    captured: ClassVar[str] = "params and state_steps"
-    """What torch's message says has to be on the device if `capturable`."""
+    captured: ClassVar[tuple[str, str]] = ("params and state_steps", "params and state_steps")
+    """What torch's for-loop and its foreach path say has to be on the device if `capturable`."""
 
     capturable_on_xla: ClassVar[tuple[str, ...]] = ("loop", "foreach")
     """The engines with which torch accepts `capturable=True` on XLA devices."""
@@ -126,7 +126,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         cls.signature = signature
         if "counts_steps" not in vars(cls):
             cls.counts_steps = signature.takes_step
-        if "__init__" not in vars(cls):
+        if "__init__" not in vars(cls) and (signature.options or cls.__init__ is RuleOptimizer.__init__):
             general = GENERAL_OPTIONS if cls.elementwise else {"maximize": False, "differentiable": False}
             make_constructor(cls, constructor_signature(signature.options, general))
 
@@ -363,7 +363,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             group = {name: as_list(option, len(params)) for name, option in group.items()}
             group |= {name: TensorList(tensors) for name, tensors in scalars.items()}
         elif scalars:
-            group = group | {name: tensors[0] for name, tensors in scalars.items()}
+            # A clone, since autograd may have to look at the value of before when it has been overwritten.
+            recorded = group["differentiable"]
+            group = group | {name: ts[0].clone() if recorded else ts[0] for name, ts in scalars.items()}
         after = self.next_scalars(group, step) if scalars else {}
         if engine is fused:
             group = {name: option if name in scalars else as_number(option) for name, option in group.items()}
@@ -407,7 +409,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             for param, *kept in zip(params, *filter(None, scalars), strict=True):
                 if {param.device.type} != {scalar.device.type for scalar in kept} or param.device.type not in devices:
                     raise AssertionError(
-                        f"If capturable=True, {self.captured} must be on supported devices: {devices}."
+                        f"If capturable=True, {self.captured[on_lists]} must be on supported devices: {devices}."
                     )
 
     def _choose_engine(self, group: Group, sparse: bool, on_lists: bool) -> Engine:
@@ -423,7 +425,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             engine(type(self).rule, batch)
         for tensors, value in plan.scalars:
             new = value.tensors if isinstance(value, TensorList) else [torch.as_tensor(value)] * len(tensors)
-            torch._foreach_copy_(tensors, new)
+            if torch.is_grad_enabled():  # autograd has no derivative of `_foreach_copy_`
+                for tensor, one in zip(tensors, new, strict=True):
+                    tensor.copy_(one)
+            else:
+                torch._foreach_copy_(tensors, new)
         if self.count_is_number:
             for state in plan.states:
                 state["step"] += 1
@@ -461,6 +467,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for name in self.new_scalars(group).keys() & saved.keys():
                     if not isinstance(saved[name], Tensor):
                         saved[name] = self._make_scalar(group, param, float(saved[name]))
+                    elif not self.is_capturable(group):  # `load_state_dict` has brought it to the parameter's device
+                        saved[name] = saved[name].cpu()
 
 
 def make_constructor(cls: type[RuleOptimizer], signature: inspect.Signature) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,55 +76,35 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
         return list(grid(lr=[None, tensor_lr], alpha=[0.99, 0.9], momentum=[0, 0.9], centered=[False, True], **shared))
     if optimizer == "Adadelta":
         return list(grid(lr=[None, 0.3, tensor_lr], rho=[0.9, 0.5], eps=[None, 1e-2], **shared))
+    decays: list[dict[str, Any]] = [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
     if optimizer == "AdamW":
-        return list(
-            grid(
-                lr=[None, tensor_lr],
-                betas=[None, (torch.tensor(0.8), torch.tensor([0.95]))],
-                amsgrad=[False, True],
-                weight_decay=[None, 0.1],
-                maximize=[False, True],
-            )
-        )
+        betas = (torch.tensor(0.8), torch.tensor([0.95]))
+        found = grid(lr=[None, tensor_lr], betas=[None, betas], amsgrad=[False, True])
+        return vary(found, {"weight_decay": 0.1, "maximize": True})
     if optimizer == "Adamax":
-        return list(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], **shared))
-    if optimizer == "NAdam":
-        found = grid(lr=[None, tensor_lr], momentum_decay=[None, 0.1], decoupled_weight_decay=[False, True], **shared)
-        return [
-            {"betas": (0.5, 0.9)},
-            *(o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o),
-        ]
-    if optimizer == "RAdam":
-        found = grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], decoupled_weight_decay=[False, True], **shared)
-        return [o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o]
+        return vary(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], weight_decay=[0, 0.1]), {"maximize": True})
+    if optimizer in ("NAdam", "RAdam"):
+        own = {"momentum_decay": [None, 0.1]} if optimizer == "NAdam" else {"betas": [None, (0.5, 0.9)]}
+        found = (options | decay for options in grid(lr=[None, tensor_lr], **own) for decay in decays)
+        return vary(found, {"betas": (0.5, 0.9), "maximize": True})
     if optimizer == "Rprop":
-        return list(
-            grid(
-                lr=[None, torch.tensor(0.03)],
-                etas=[None, (0.3, 1.1)],
-                step_sizes=[None, (1e-3, 0.02)],
-                maximize=[False, True],
-            )
-        )
+        found = grid(lr=[None, torch.tensor(0.03)], etas=[None, (0.3, 1.1)], step_sizes=[None, (1e-3, 0.02)])
+        return vary(found, {"maximize": True})
     if optimizer == "ASGD":
-        return [{"alpha": 0.5}, *grid(lr=[None, tensor_lr], lambd=[None, 1e-2], t0=[None, 2], **shared)]
+        found = grid(lr=[None, tensor_lr], lambd=[None, 1e-2], t0=[None, 2], weight_decay=[0, 0.1])
+        return vary(found, {"alpha": 0.5, "maximize": True})
     if optimizer == "Adafactor":
-        return [{"d": 2.0}, {"beta2_decay": -0.5}, *grid(lr=[None, tensor_lr], eps=[None, (1e-3, 1e-2)], **shared)]
+        found = grid(lr=[None, 1.0, tensor_lr], eps=[None, (1e-3, 1e-2)], weight_decay=[0, 0.1])
+        return vary(found, {"d": 2.0, "beta2_decay": -0.5, "maximize": True})
     if optimizer == "Muon":
-        singles = {"momentum": 0.5, "ns_steps": 3, "ns_coefficients": (2, -1.5, 0.5), "eps": 1.0}
-        found = grid(
-            lr=[None, tensor_lr],
-            nesterov=[True, False],
-            adjust_lr_fn=[None, "match_rms_adamw"],
-            weight_decay=[None, 0],
-        )
-        return [*({name: value} for name, value in singles.items()), *found]
+        nesterov, adjust = [True, False], [None, "match_rms_adamw"]
+        found = grid(lr=[None, tensor_lr], nesterov=nesterov, adjust_lr_fn=adjust, weight_decay=[None, 0])
+        return vary(found, {"momentum": 0.5, "ns_steps": 3, "ns_coefficients": (2, -1.5, 0.5), "eps": 1.0})
     if optimizer == "SparseAdam":
-        return list(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], eps=[None, 1e-2], maximize=[False, True]))
+        return vary(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], eps=[None, 1e-2]), {"maximize": True})
     if optimizer == "LBFGS":
-        singles = {"max_iter": 5, "max_eval": 7, "tolerance_grad": 1e-2, "tolerance_change": 1e-3}
         found = grid(line_search_fn=[None, "strong_wolfe"], lr=[None, 0.3], history_size=[None, 3])
-        return [*({name: value} for name, value in singles.items()), *found]
+        return vary(found, {"max_iter": 5, "max_eval": 7, "tolerance_grad": 1e-2, "tolerance_change": 1e-3})
     if optimizer == "Adam":
         found = grid(
             lr=[None, 0.1, tensor_lr],
@@ -135,6 +115,12 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
         )
         return [o for o in found if not o.get("decoupled_weight_decay") or "weight_decay" in o]
     raise ValueError(f"no options are registered for the optimizer {optimizer!r}; known are {', '.join(OPTIMIZERS)}")
+
+
+def vary(found: Iterable[dict[str, Any]], single: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the combinations, then each further option by itself, and last the last combination with all of them."""
+    every = list(found)
+    return [*every, *({name: value} for name, value in single.items()), {**every[-1], **single}]
 
 
 OPTIMIZERS = (

@@ -53,7 +53,8 @@ def test_variants_take_the_same_step(name, engine):
 
 
 @pytest.mark.parametrize(
-    ("name", "bytes_an_element"), [("SGD", 20), ("Adam", 28), ("Adagrad", 20), ("RMSprop", 20), ("Adadelta", 28), ("ASGD", 20)]
+    ("name", "bytes_an_element"),
+    [("SGD", 20), ("Adam", 28), ("Adagrad", 20), ("RMSprop", 20), ("Adadelta", 28), ("ASGD", 20)],
 )
 @pytest.mark.parametrize("package", ["reimpl.optim", "torch.optim"])
 def test_bytes_moved(name, bytes_an_element, package):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -10,11 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import reimpl.optim
+from conftest import OPTIMIZERS, OTHER_FOREACH
 from helpers import OPTIONS, assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
+from reimpl.verify.distance import relative_error
 
 pytestmark = pytest.mark.usefixtures("torchs_loop")
 
-COUNTING = ["Adagrad", "RMSprop", "Adadelta", "Adam"]
+COUNTING = [name for name in OPTIMIZERS if name != "SGD"]
+
+MULTI_TENSOR = {
+    name: getattr(sys.modules[f"torch.optim.{name.lower()}"], f"_multi_tensor_{name.lower()}") for name in OTHER_FOREACH
+}
+"""As they are before `torchs_loop` replaces them."""
 
 
 def ends(name, make, act):
@@ -75,7 +83,8 @@ class Raising(torch.Tensor):
 def test_interrupted_first_step_keeps_no_state(name):
     """As with torch's SGD, the next step is the first; nothing uninitialised or half-made is left behind."""
     first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
-    optimizer = pair(name)[0]([first, second], **OPTIONS[name])
+    more = {"weight_decay": 0} if name == "AdamW" else {}  # whose decay comes before the gradient is looked at
+    optimizer = pair(name)[0]([first, second], **OPTIONS[name] | more)
     before = snapshot(optimizer)
     first.grad = torch.ones(2).as_subclass(Raising)
     second.grad = torch.ones(2)
@@ -95,6 +104,8 @@ def mesh(tmp_path):
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_sharded_parameters(name, foreach, mesh):
     """DTensors, as FSDP2 and tensor parallelism make them; in one process here."""
+    if name == "Rprop":
+        pytest.skip("torch's Rprop cannot take sharded parameters")
     from torch.distributed.tensor import Shard, distribute_tensor
 
     results = []
@@ -119,14 +130,17 @@ def test_sharded_parameters(name, foreach, mesh):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "RAdam", "ASGD"]
+)  # compiling is slow
 def test_compiled_step_with_a_tensor_lr(name, foreach):
     """In one graph that later learning rates do not recompile."""
     torch._dynamo.reset()
     ours, _ = pair(name)
-    more = {"betas": (torch.tensor(0.8), torch.tensor(0.9))} if name == "Adam" and not foreach else {}
+    more = {"betas": (torch.tensor(0.8), torch.tensor(0.9))} if name in ("Adam", "AdamW") and not foreach else {}
     options = {**OPTIONS[name], **more}
     eager = ours(parameters(), lr=0.1, foreach=foreach, **OPTIONS[name], **dict.fromkeys(more, (0.8, 0.9)))
-    capturable = {"capturable": True} if name == "Adam" and foreach else {}
+    capturable = {"capturable": True} if name in ("Adam", "AdamW") and foreach else {}
     optimizer = ours(parameters(), lr=torch.tensor(0.1), foreach=foreach, **options, **capturable)
     compiled = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")
     for step in range(6):
@@ -144,24 +158,21 @@ def test_compiled_step_with_a_tensor_lr(name, foreach):
         torch.testing.assert_close(snapshot(optimizer)[key], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"maximize": True}], ids=str)
 def test_conjugated_gradient(name, foreach, options):
     """Autograd conjugates lazily, and leaves the bit on the gradient."""
 
-    def act(optimizer):
-        (param,) = optimizer.param_groups[0]["params"]
+    def end(cls, engine, resolve):
+        param = torch.tensor([1 + 2j, 3 - 1j], requires_grad=True)
+        optimizer = cls([param], lr=0.5, foreach=engine, **OPTIONS[name], **options)
         (param.conj() * torch.tensor([1j, 2.0])).real.sum().backward()
         assert param.grad.is_conj()
+        param.grad = param.grad.resolve_conj() if resolve else param.grad
         optimizer.step()
-
-    def end(cls, engine):
-        param = torch.tensor([1 + 2j, 3 - 1j], requires_grad=True)
-        optimizer = cls([param], lr=0.5, foreach=engine, **options)
-        act(optimizer)
         return torch.view_as_real(param.detach())
 
-    # The loop of torch's, since its foreach path refuses the conjugated view.
-    torch.testing.assert_close(end(pair(name)[0], foreach), end(pair(name)[1], False))
+    # torch takes no conjugated tensor for pairs of real numbers, so that what has not been changed before is refused.
+    torch.testing.assert_close(end(pair(name)[0], foreach, resolve=False), end(pair(name)[1], False, resolve=True))
 
 
 def test_fake_tensors(name, foreach):
@@ -170,7 +181,7 @@ def test_fake_tensors(name, foreach):
         take_steps(pair(name)[0](parameters(), foreach=foreach, **OPTIONS[name]), 2)
 
 
-@pytest.mark.parametrize("unread_name", ["SGD", "RMSprop", "Adadelta"])
+@pytest.mark.parametrize("unread_name", ["SGD", "RMSprop", "Adadelta", "Rprop"])
 def test_tracing_a_step_that_reads_nothing(unread_name):
     def step(param, gradient):
         param = param.clone().requires_grad_()
@@ -209,7 +220,7 @@ def test_state_without_its_count_is_refused(counting_name, foreach):
     assert ours == theirs == (KeyError, "'step'")
 
 
-@pytest.mark.parametrize("reading_name", ["Adagrad", "Adam"])
+@pytest.mark.parametrize("reading_name", ["Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"])
 def test_step_count_that_is_a_number_is_refused(reading_name, foreach):
     def step(cls):
         optimizer = take_steps(cls(parameters(), foreach=foreach), 1)
@@ -263,7 +274,10 @@ def test_complex_sparse_adagrad():
     ends("Adagrad", lambda cls: cls(parameters(torch.complex64, ((6, 5),))), act)
 
 
-@pytest.mark.parametrize(("stray_name", "key"), [("SGD", "capturable"), ("Adagrad", "capturable")])
+@pytest.mark.parametrize(
+    ("stray_name", "key"),
+    [("SGD", "capturable"), ("Adagrad", "capturable"), ("Rprop", "weight_decay"), ("NAdam", "amsgrad")],
+)
 def test_options_of_other_optimizers_are_ignored(stray_name, key):
     ends(stray_name, lambda cls: cls([{"params": parameters(), key: True}]), lambda o: take_steps(o, 2))
 
@@ -282,3 +296,17 @@ def test_not_a_number_spreads_as_with_torch(name, foreach):
             optimizer.step()
 
     ends(name, lambda cls: cls(parameters(), foreach=foreach, **OPTIONS[name]), act)
+
+
+@pytest.mark.parametrize("torch_name", OTHER_FOREACH)
+def test_torchs_foreach_path_is_other_arithmetic(torch_name):
+    """Why `torchs_loop` is there: torch's two differ, by roundings, in float32; ours does not differ from its loop."""
+    ours, theirs = pair(torch_name)
+    options = {**OPTIONS[torch_name], "lr": 0.1}
+    loop = snapshot(take_steps(ours(parameters(), foreach=True, **options), 20))
+    assert_same(loop, take_steps(theirs(parameters(), foreach=False, **options), 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[theirs.__module__], f"_multi_tensor_{torch_name.lower()}", MULTI_TENSOR[torch_name])
+        other = snapshot(take_steps(theirs(parameters(), foreach=True, **options), 20))
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in loop.items())
+    assert all(relative_error(tensor, other[key]) < 2e-6 for key, tensor in loop.items())  # measured at most 3.3e-7

@@ -7,8 +7,9 @@ import torch
 
 import reimpl.optim
 from helpers import pair
-from reimpl.optim import adagrad, adam, sgd
+from reimpl.optim import adagrad, adam, asgd, nadam, radam, sgd
 from reimpl.verify import cases, judge, train
+from reimpl.verify.optimizers import SCENARIOS_OF
 
 
 def faulty(base, change_coefficients=None, rule=None):
@@ -73,6 +74,51 @@ def divided_before_adding(param, grad, sum, *, lr, weight_decay, eps):
     sum.addcmul_(grad, grad)
 
 
+def decay_in_the_gradient(coefficients, group, step):
+    coefficients["decay"] = None
+
+
+def eps_outside_the_maximum(param, grad, exp_avg, exp_inf, *, beta1, beta2, eps, step_size, **rest):
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_inf.mul_(beta2).clamp_min_(grad.abs())
+    param.addcdiv_(exp_avg, exp_inf + eps, value=-step_size)
+
+
+def momentum_without_look_ahead(coefficients, group, step):
+    momentum = nadam.nadam_momentum(group, step)
+    product = group["mu_product"].item() * momentum
+    coefficients["exp_avg_step_size"] = group["lr"] * momentum / (1 - product * momentum)
+
+
+def threshold_of_the_paper(coefficients, group, step):
+    if 4 < step < 6 and group["betas"][1] == 0.999:  # where rho is between 4 and 5
+        coefficients["rectification"] = radam.radam_rectification(0.999, 6.0)[0]
+
+
+def turned_gradient_kept(param, grad, prev, step_size, *, eta_minus, eta_plus, smallest, largest):
+    factor = grad.mul(prev).sign_()
+    factor = torch.where(factor > 0, eta_plus, torch.where(factor < 0, eta_minus, 1.0))
+    step_size.mul_(factor).clamp_(smallest, largest)
+    param.addcmul_(grad.sign(), step_size, value=-1)
+    prev.copy_(grad)
+
+
+def eta_in_time(coefficients, group, step):
+    coefficients["eta"] = asgd.asgd_next(group, step)["eta"]
+
+
+def moments_of_a_first_step(coefficients, group, step):
+    coefficients["step_size"] = group["lr"]
+
+
+def decay_from_one_step_later(coefficients, group, step):
+    coefficients["one_minus_beta2"] = (step + 1) ** group["beta2_decay"]
+
+
+def one_iteration_less(coefficients, group, step):
+    coefficients["ns_steps"] -= 1
+
+
 class StateLeftOutOfTheCheckpoint(reimpl.optim.RMSprop):
     def state_dict(self):
         saved = copy.deepcopy(super().state_dict())
@@ -91,6 +137,15 @@ FAULTS = {
     "eps under the root": ("RMSprop", faulty(reimpl.optim.RMSprop, rule=eps_under_the_root)),
     "dampened first step": ("SGD", faulty(reimpl.optim.SGD, rule=dampened_first_step)),
     "divided before adding": ("Adagrad", faulty(reimpl.optim.Adagrad, rule=divided_before_adding)),
+    "decay added to the gradient": ("AdamW", faulty(reimpl.optim.AdamW, decay_in_the_gradient)),
+    "eps outside the maximum": ("Adamax", faulty(reimpl.optim.Adamax, rule=eps_outside_the_maximum)),
+    "no look-ahead": ("NAdam", faulty(reimpl.optim.NAdam, momentum_without_look_ahead)),
+    "threshold of 4": ("RAdam", faulty(reimpl.optim.RAdam, threshold_of_the_paper)),
+    "turned gradient kept": ("Rprop", faulty(reimpl.optim.Rprop, rule=turned_gradient_kept)),
+    "eta in time": ("ASGD", faulty(reimpl.optim.ASGD, eta_in_time)),
+    "uncorrected moments": ("SparseAdam", faulty(reimpl.optim.SparseAdam, moments_of_a_first_step)),
+    "beta2 of the next step": ("Adafactor", faulty(reimpl.optim.Adafactor, decay_from_one_step_later)),
+    "one iteration less": ("Muon", faulty(reimpl.optim.Muon, one_iteration_less)),
     "state not saved": ("RMSprop", StateLeftOutOfTheCheckpoint),
 }
 
@@ -103,7 +158,7 @@ def float32_cases(name):
         if case.section == f"optim.{name}"
         and case.engine == "loop"
         and case.dtype == torch.float32
-        and case.scenario.name in ("shapes", "missing", "exchange")
+        and case.scenario.name in SCENARIOS_OF.get(name, ("shapes", "missing", "exchange"))
     ]
 
 

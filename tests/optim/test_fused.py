@@ -15,10 +15,14 @@ from torch.optim import lr_scheduler
 
 from helpers import OPTIONS, assert_same, outcome, pair, parameters, set_gradients, snapshot, take_steps
 from reimpl.optim.engines import kernel
+from reimpl.verify.optimizers import WITHOUT_EPS
 
 engine = importlib.import_module("reimpl.optim.engines.fused")  # the package has a function of this name
 FUSED, LOOP = {"fused": True}, {"foreach": False}
-HAVE_TORCHS = ["SGD", "Adagrad", "Adam"]
+HAVE_TORCHS = ["SGD", "Adagrad", "Adam", "AdamW"]
+
+KERNELS = {"RAdam": 2, "ASGD": 2}
+"""How many kernels a course takes: RAdam's second moment counts from the sixth step on, ASGD's mean from the fourth."""
 
 
 def float64(*shapes):
@@ -93,12 +97,13 @@ def test_schedulers_compile_nothing(name, scheduler, compiled):
         for step in range(100):
             take_steps(optimizer, 1, first=step)
             schedule.step()
-            if step == 1:
+            if step == 6:
                 compiled.append("warm")
 
     ends(name, act, lr=0.01, rtol=1e-10)
-    assert compiled[1:] == ["warm", "warm"]  # of the fused run and of the loop
-    assert sum(map(len, kernel.KERNELS.values())) == 1
+    count = KERNELS.get(name, 1)
+    assert compiled[count:] == ["warm", "warm"]  # of the fused run and of the loop
+    assert sum(map(len, kernel.KERNELS.values())) == count
 
 
 NUMBERS = {
@@ -107,12 +112,19 @@ NUMBERS = {
     "RMSprop": {"lr": 0.3, "weight_decay": 0.2, "alpha": 0.5, "momentum": 0.1, "eps": 1e-3},
     "Adadelta": {"lr": 0.3, "weight_decay": 0.2, "rho": 0.5, "eps": 1e-3},
     "Adam": {"lr": 0.3, "weight_decay": 0.2, "betas": (0.5, 0.6), "eps": 1e-3},
+    "AdamW": {"lr": 0.3, "weight_decay": 0.2, "betas": (0.5, 0.6), "eps": 1e-3},
+    "Adamax": {"lr": 0.3, "weight_decay": 0.2, "betas": (0.5, 0.6), "eps": 1e-3},
+    "NAdam": {"lr": 0.3, "weight_decay": 0.2, "betas": (0.5, 0.6), "eps": 1e-3, "momentum_decay": 0.2},
+    "RAdam": {"lr": 0.3, "weight_decay": 0.2, "eps": 1e-3},
+    "Rprop": {"lr": 0.3, "etas": (0.4, 1.3), "step_sizes": (1e-4, 2.0)},
+    "ASGD": {"lr": 0.3, "weight_decay": 0.2, "lambd": 0.02, "alpha": 0.5},
 }
 
 
 def test_changed_numbers_compile_nothing(name, compiled):
     def act(optimizer):
-        optimizer.param_groups[0]["weight_decay"] = 0.1
+        if name != "Rprop":
+            optimizer.param_groups[0]["weight_decay"] = 0.1
         for step, (option, value) in enumerate(
             [("lr", 0.02), ("lr", torch.tensor(0.25, dtype=torch.float64)), *NUMBERS[name].items()]
         ):
@@ -121,17 +133,20 @@ def test_changed_numbers_compile_nothing(name, compiled):
         take_steps(optimizer, 2, first=9)
 
     ends(name, act)
-    assert len(compiled) == 1
+    assert len(compiled) == KERNELS.get(name, 1)
 
 
 def test_weight_decay_that_begins_is_one_more_kernel(name, compiled):
+    if name == "Rprop":
+        pytest.skip("has no weight decay")
+
     def act(optimizer):
         for step, weight_decay in enumerate((0, 0, 0.1, 0.2, 0, 0.1)):
             optimizer.param_groups[0]["weight_decay"] = weight_decay
             take_steps(optimizer, 1, first=step)
 
     ends(name, act)
-    assert len(compiled) == 2
+    assert len(compiled) == {"RAdam": 3, "ASGD": 4}.get(name, 2)  # both of ASGD's kernels see both, one of RAdam's one
 
 
 OTHERS = {
@@ -140,13 +155,19 @@ OTHERS = {
     "RMSprop": [{"momentum": 0}, {"centered": False}],
     "Adadelta": [],
     "Adam": [{"amsgrad": False}, {"decoupled_weight_decay": True}],
+    "AdamW": [{"amsgrad": False}],
+    "Adamax": [],
+    "NAdam": [{"decoupled_weight_decay": True}],
+    "RAdam": [{"decoupled_weight_decay": True}, {"betas": (0.9, 0.999)}],
+    "Rprop": [],
+    "ASGD": [{"t0": 1e6}],
 }
 
 
 def test_options(name, on_lists):
     for options in (
         {"maximize": True},
-        {"weight_decay": 0},
+        {"weight_decay": 0} if name != "Rprop" else {},
         {"lr": torch.tensor(0.1, dtype=torch.float64)},
         *OTHERS[name],
     ):
@@ -307,7 +328,7 @@ def test_mixed_dtypes_in_one_group(name, on_lists):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once_a_step(name, dtype, on_lists):
     """As a step in float64 on the same numbers that is then rounded."""
-    options = OPTIONS[name] | ({"eps": 1e-3} if name != "SGD" else {})
+    options = OPTIONS[name] | ({"eps": 1e-3} if name not in WITHOUT_EPS else {})
     (param,) = params = parameters(dtype, ((300,),))
     optimizer = take_steps(pair(name)[0](params, **options, **FUSED), 1)
     wide = param.detach().double().requires_grad_()
@@ -489,6 +510,14 @@ def test_replaced_between_steps(name, replacement):
     ends(name, act, lambda: float64((4, 4), (4, 4), (3,)), rtol=1e-5 if replacement == "halve_precision" else 1e-12)
 
 
+def resumed(name):
+    """Return a loop that has gone on from its own checkpoint: loading casts all state but the step count to float64."""
+    first = take_steps(pair(name)[0](float64(), **OPTIONS[name], **LOOP), 4)
+    second = pair(name)[0]([param.detach().clone().requires_grad_() for param in members(first)])
+    second.load_state_dict(first.state_dict())
+    return take_steps(second, 4, first=4)
+
+
 @pytest.mark.parametrize("writer", ["torch", "loop", "fused", "torch's fused"])
 def test_checkpoint_in_mid_run(name, writer):
     """Of any engine into a fused optimizer, which then goes on fused; a checkpoint brings its options along."""
@@ -498,14 +527,13 @@ def test_checkpoint_in_mid_run(name, writer):
     cls, choice = (theirs, LOOP) if writer == "torch" else (ours, LOOP) if writer == "loop" else (ours, FUSED)
     if writer == "torch's fused":
         cls = theirs
-    straight = take_steps(ours(float64(), **OPTIONS[name], **LOOP), 8)
     optimizer = take_steps(ours(float64(), **OPTIONS[name], **FUSED), 2)
     first = take_steps(cls(float64(), **OPTIONS[name], **choice), 4)
     for param, other in zip(members(optimizer), members(first), strict=True):
         param.data.copy_(other.data)
     optimizer.load_state_dict(first.state_dict())
     optimizer.param_groups[0].update(foreach=None, fused=True)
-    assert_near(straight, take_steps(optimizer, 4, first=4))
+    assert_near(resumed(name), take_steps(optimizer, 4, first=4))
 
 
 @pytest.mark.parametrize("reader", ["torch", "loop"])
@@ -514,8 +542,7 @@ def test_fused_checkpoint_elsewhere(name, reader):
     second = pair(name)[reader == "torch"]([param.detach().clone().requires_grad_() for param in members(first)])
     second.load_state_dict(first.state_dict())
     second.param_groups[0].update(fused=None, **LOOP)
-    straight = take_steps(pair(name)[0](float64(), **OPTIONS[name], **LOOP), 8)
-    assert_near(straight, take_steps(second, 4, first=4))
+    assert_near(resumed(name), take_steps(second, 4, first=4))
 
 
 def test_engine_changed_between_steps(name):
@@ -695,6 +722,9 @@ def test_parameters_that_are_inference_tensors(name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "RAdam", "ASGD"]
+)  # compiling is slow
 def test_compiled_step(name):
     torch._dynamo.reset()
 
@@ -704,7 +734,9 @@ def test_compiled_step(name):
             set_gradients(members(optimizer), index)
             step()
 
-    ends(name, act, rtol=1e-5)  # a graph computes coefficients in the step count's float32
+    # A graph computes coefficients in the step count's float32. No 0-dim float64 parameter: with `aot_eager`, the
+    # state of torch's own RAdam ends as 0 there.
+    ends(name, act, lambda: float64((7, 3), (5,)), rtol=1e-5)
 
 
 def test_fake_tensors(name):

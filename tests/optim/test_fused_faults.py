@@ -17,7 +17,7 @@ from reimpl.optim.engines import counting, kernel
 
 engine = importlib.import_module("reimpl.optim.engines.fused")  # the package has a function of this name
 FUSED, FOREACH = {"fused": True}, {"foreach": True}
-HAVE_TORCHS = ["SGD", "Adagrad", "Adam"]
+HAVE_TORCHS = ["SGD", "Adagrad", "Adam", "AdamW"]
 
 
 def members(optimizer):
@@ -369,7 +369,7 @@ def test_scaler_leaves_the_gradients_to_the_step(name):
     assert ours(parameters(), **FUSED)._step_supports_amp_scaling
     for options in ({}, FOREACH, {"fused": False}):
         assert not getattr(ours(parameters(), **options), "_step_supports_amp_scaling", False)
-    if name in HAVE_TORCHS:
+    if name in HAVE_TORCHS and (name != "Adagrad" or torch.__version__ >= "2.13"):  # 2.11's Adagrad does not say so
         assert theirs(parameters(), **FUSED)._step_supports_amp_scaling
 
 
@@ -379,7 +379,7 @@ def test_scaler(name, bad, unscale):
     """Against torch's fused kernel, or its loop where it has none."""
     if name == "SGD" and 0 in bad:
         pytest.skip("torch keeps a buffer of whatever was in memory; see below")
-    for more in ({}, {"weight_decay": 0}, {"maximize": True}):
+    for more in ({}, {"weight_decay": 0} if name != "Rprop" else {}, {"maximize": True}):
         options = OPTIONS[name] | more
         ours, theirs = pair(name)
         found = scaled_steps(ours(parameters(), **options, **FUSED), 5, bad, unscale=unscale)
@@ -438,7 +438,7 @@ def test_sgd_that_begins_with_an_overflow_keeps_no_buffer():
 
 
 def test_a_scale_that_changes_compiles_nothing(name, monkeypatch):
-    optimizer = scaled_steps(pair(name)[0](parameters(), **OPTIONS[name], **FUSED), 2)
+    optimizer = scaled_steps(pair(name)[0](parameters(), **OPTIONS[name], **FUSED), 6)  # all kernels of RAdam and ASGD
     known = sum(map(len, kernel.KERNELS.values()))
     scaled_steps(optimizer, 6, init_scale=2.0**20)
     assert sum(map(len, kernel.KERNELS.values())) == known

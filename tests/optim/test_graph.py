@@ -7,10 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reimpl.optim.optimizer
+from conftest import OPTIMIZERS
 from helpers import OPTIONS, pair, parameters, set_gradients, snapshot, take_steps
 from reimpl.verify.distance import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own modules
+
+CAPTURABLE = [name for name in OPTIMIZERS if name not in ("SGD", "Adagrad")]
 
 
 def assert_close(found, expected, bound):
@@ -22,10 +25,10 @@ def assert_close(found, expected, bound):
 def test_compiled_step(name, foreach):
     """In one graph, and without another compilation once the state is there."""
     torch._dynamo.reset()
-    eager = take_steps(pair(name)[0](parameters(), foreach=foreach, **OPTIONS[name]), 5)
+    eager = take_steps(pair(name)[0](parameters(), foreach=foreach, **OPTIONS[name]), 7)
     optimizer = pair(name)[0](parameters(), foreach=foreach, **OPTIONS[name])
     compiled = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")
-    for step in range(5):
+    for step in range(7):
         if step == 2:
             torch._dynamo.utils.counters.clear()
         set_gradients(optimizer.param_groups[0]["params"], step)
@@ -58,7 +61,9 @@ class NothingIsRead(TorchDispatchMode):
 @pytest.fixture
 def capturable_on_the_host(monkeypatch):
     """Let the host pass for an accelerator, so that `capturable=True` runs without one."""
-    modules = [sys.modules[cls.__module__] for cls in (torch.optim.RMSprop, torch.optim.Adadelta, torch.optim.Adam)]
+    modules = {sys.modules[getattr(torch.optim, name).__module__] for name in CAPTURABLE} - {
+        sys.modules["torch.optim.adamw"]
+    }
     for module in (*modules, reimpl.optim.optimizer):
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda supports_xla=True: ["cpu"])
 
@@ -71,12 +76,12 @@ TENSOR_OPTIONS = {
 
 
 @pytest.mark.usefixtures("capturable_on_the_host")
-@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("capturable_name", CAPTURABLE)
 @pytest.mark.parametrize("kind", TENSOR_OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_capturable_on_the_host(capturable_name, foreach, kind, dtype):
     """The error against float64 is at most twice that of torch's own capturable step."""
-    if kind == "tensor lr and betas" and capturable_name != "Adam":
+    if kind == "tensor lr and betas" and capturable_name not in ("Adam", "AdamW"):
         return
     ours, theirs = pair(capturable_name)
 
@@ -93,7 +98,7 @@ def test_capturable_on_the_host(capturable_name, foreach, kind, dtype):
 
 
 @pytest.mark.usefixtures("capturable_on_the_host")
-@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("capturable_name", CAPTURABLE)
 def test_capturable_reads_nothing_back(capturable_name, foreach):
     lr = torch.tensor(0.01)
     options = {**OPTIONS[capturable_name], "lr": lr, "capturable": True, "foreach": foreach}
@@ -117,7 +122,7 @@ def on_cuda(cls, lr, **options):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("capturable_name", CAPTURABLE)
 @pytest.mark.parametrize("tensor_lr", [False, True])
 def test_capturable(capturable_name, foreach, tensor_lr):
     """Outside of a graph: no farther from torch's loop in float64 than twice torch's own capturable step."""
@@ -135,7 +140,7 @@ def test_capturable(capturable_name, foreach, tensor_lr):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("capturable_name", CAPTURABLE)
 def test_cuda_graph(capturable_name, foreach):
     """Replaying a captured step is taking the step, with a learning rate that changes between replays."""
     ours, _ = pair(capturable_name)
@@ -176,7 +181,7 @@ def test_default_on_cuda_is_foreach(name):
     params = [param.detach().cuda().requires_grad_() for param in parameters()]
     optimizer = pair(name)[0](params)
     assert optimizer.chooses_foreach(optimizer.param_groups[0], params)
-    if name == "Adam":
+    if name in ("Adam", "AdamW"):
         optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
         assert not optimizer.chooses_foreach(optimizer.param_groups[0], params)
 

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from conftest import OPTIMIZERS
 from helpers import outcome, pair, parameters, take_steps
 
 ONE, TWO = torch.tensor(0.1), torch.tensor([0.1, 0.2])
@@ -71,6 +72,60 @@ BAD_ARGUMENTS = {
         {"fused": True, "differentiable": True},
         {"fused": True, "foreach": True},
     ],
+    "AdamW": [
+        {"lr": -1},
+        {"lr": ONE, "foreach": True},
+        {"eps": -1},
+        {"betas": (1.0, 0.9)},
+        {"betas": (ONE, 0.9)},
+        {"weight_decay": -1},
+        {"decoupled_weight_decay": True},
+        {"fused": True, "foreach": True},
+    ],
+    "Adamax": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": float("nan")},
+        {"eps": -1},
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9, 1.0)},
+        {"betas": (0.9,)},
+        {"weight_decay": -1},
+    ],
+    "NAdam": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"eps": -1},
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9, -0.1)},
+        {"weight_decay": -1},
+        {"momentum_decay": -0.2},
+        {"momentum_decay": float("nan")},
+    ],
+    "RAdam": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"eps": -1},
+        {"betas": (1.0, 0.9)},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -1},
+    ],
+    "Rprop": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"etas": (1.0, 1.2)},
+        {"etas": (0.5, 1.0)},
+        {"etas": (0.0, 1.2)},
+        {"etas": (0.5,)},
+        {"weight_decay": 0.1},
+    ],
+    "ASGD": [
+        {"lr": -1},
+        {"lr": TWO},
+        {"lr": float("nan")},
+        {"weight_decay": -1},
+        {"momentum": 0.9},
+    ],
 }
 
 
@@ -132,7 +187,7 @@ def test_bad_parameters(name, params):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("capturable_name", ["RMSprop", "Adadelta", "Adam"])
+@pytest.mark.parametrize("capturable_name", [name for name in OPTIMIZERS if name not in ("SGD", "Adagrad")])
 def test_capturable_needs_an_accelerator(capturable_name, foreach):
     def step(cls):
         take_steps(cls(parameters(), capturable=True, foreach=foreach), 1)
@@ -142,13 +197,14 @@ def test_capturable_needs_an_accelerator(capturable_name, foreach):
     assert ours == theirs
 
 
-def test_tensor_lr_that_comes_later_is_refused_by_foreach_adam():
+@pytest.mark.parametrize("adam_name", ["Adam", "AdamW"])
+def test_tensor_lr_that_comes_later_is_refused_by_foreach_adam(adam_name):
     def step(cls):
         optimizer = cls(parameters(), foreach=True)
         optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
         take_steps(optimizer, 1)
 
-    ours, theirs = (outcome(lambda cls=cls: step(cls)) for cls in pair("Adam"))
+    ours, theirs = (outcome(lambda cls=cls: step(cls)) for cls in pair(adam_name))
     assert ours[0] is RuntimeError
     assert ours == theirs
 

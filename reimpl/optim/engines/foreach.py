@@ -93,6 +93,13 @@ class TensorList(Operand):
             return self._call("maximum_", other)
         return self._call("clamp_min_", other)
 
+    def copy_(self, other: TensorList) -> TensorList:
+        """Take other values; `torch._foreach_copy_` does not know sharded tensors."""
+        if hasattr(self.tensors[0], "to_local"):
+            one_by_one(Tensor.copy_, (self, other), {})
+            return self
+        return self._call("copy_", other)
+
     def lerp_(self, end: TensorList, weight: Any) -> TensorList:
         """Move towards `end` by `weight`; `torch._foreach_lerp_` cannot be compiled with a list of weights."""
         if isinstance(weight, TensorList):
