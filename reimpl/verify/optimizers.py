@@ -83,10 +83,12 @@ def options_of(optimizer: str) -> list[dict[str, Any]]:
         return vary(found, {"weight_decay": 0.1, "maximize": True})
     if optimizer == "Adamax":
         return vary(grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)], weight_decay=[0, 0.1]), {"maximize": True})
-    if optimizer in ("NAdam", "RAdam"):
-        own = {"momentum_decay": [None, 0.1]} if optimizer == "NAdam" else {"betas": [None, (0.5, 0.9)]}
-        found = (options | decay for options in grid(lr=[None, tensor_lr], **own) for decay in decays)
-        return vary(found, {"betas": (0.5, 0.9), "maximize": True})
+    if optimizer == "NAdam":
+        found = grid(lr=[None, tensor_lr], momentum_decay=[None, 0.1])
+        return vary((o | decay for o in found for decay in decays), {"betas": (0.5, 0.9), "maximize": True})
+    if optimizer == "RAdam":
+        found = grid(lr=[None, tensor_lr], betas=[None, (0.5, 0.9)])
+        return vary((o | decay for o in found for decay in decays), {"maximize": True})
     if optimizer == "Rprop":
         found = grid(lr=[None, torch.tensor(0.03)], etas=[None, (0.3, 1.1)], step_sizes=[None, (1e-3, 0.02)])
         return vary(found, {"maximize": True})
