@@ -36,6 +36,7 @@ from reimpl.verify.deviations import DEVIATIONS
 from reimpl.verify.foreign import ForeignClassError, find_class
 from reimpl.verify.options import DTYPES
 from reimpl.verify.report import print_report, to_html
+from reimpl.verify.runner import processes_for
 from reimpl.verify.training import PLANS
 
 TRAININGS = [f"train.{name}" for name in PLANS]
@@ -89,6 +90,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         "--dtype", action="append", choices=list(DTYPES), help="cases of this dtype only; may be repeated"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
+    parser.add_argument(
+        "--processes", type=positive, help="among how many to share the cases (default: one for each core, on the CPU)"
+    )
     parser.add_argument("--quick", action="store_true", help="a seventh of the cases, none of 1,000 steps")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the evidence: every case, versions, device, date"
@@ -120,7 +124,8 @@ def run_verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         with progress_bar(totals) as progress:
             names = [name.removeprefix("train.") for name in trainings]
             deviations = [deviation for deviation in DEVIATIONS if deviation.section in sections]
-            evidence = verify(chosen, names, device, progress, deviations)
+            processes = options.processes or processes_for(len(chosen), torch.device(device).type)
+            evidence = verify(chosen, names, device, progress, deviations, processes)
         page = to_html(evidence) if options.html else ""
     except ModuleNotFoundError as error:
         parser.error(str(error))
@@ -263,9 +268,9 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """Return a number of rounds."""
+    """Return a number of rounds or processes."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
     return int(text)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
+import multiprocessing
+import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import torch
@@ -28,6 +30,9 @@ from reimpl.verify.verdict import Verdict
 
 Progress: TypeAlias = Callable[[str], None]
 """Called with a section's name after each of its cases."""
+
+CASES_WORTH_A_PROCESS = 1000
+"""A process takes a second to start."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ def verify(
     device: str = "cpu",
     progress: Progress = lambda _: None,
     deviations: Iterable[Deviation] = (),
+    processes: int = 1,
 ) -> Evidence:
     """Judge each case for `reimpl.optim` against `torch.optim` or `reimpl.nn` against `torch.nn`, and train.
 
@@ -197,27 +203,73 @@ def verify(
         device: `cpu` or a CUDA device.
         progress: called after each case and each real run.
         deviations: what to show of where we differ from torch on purpose.
+        processes: among how many to share the cases, on the CPU.
 
     Raises:
         ModuleNotFoundError: if a real run is asked for and scikit-learn, which has the images, is not installed.
     """
     started = time.monotonic()
-    evidence = Evidence(environment=environment(device))
-    for case in cases:
-        if isinstance(case, LayerCase):
-            layers = getattr(reimpl.nn, case.layer), getattr(torch.nn, case.layer)
-            verdict = judge_layer(*layers, case, device)
-        else:
-            optimizers = getattr(reimpl.optim, case.optimizer), getattr(torch.optim, case.optimizer)
-            verdict = judge(*optimizers, case, device)
-        evidence.verdicts.append(verdict)
-        progress(case.section)
+    evidence = Evidence(environment={**environment(device), "processes": processes})
     evidence.deviations += map(show, deviations)
-    for name in trainings:
-        evidence.trainings.append(train(name, device))
-        progress(f"train.{name}")
+    for outcome in carry_out([*cases, *trainings], device, processes):
+        if isinstance(outcome, Training):
+            evidence.trainings.append(outcome)
+            progress(f"train.{outcome.name}")
+        else:
+            evidence.verdicts.append(outcome)
+            progress(outcome.case.section)
     evidence.seconds = time.monotonic() - started
     return evidence
+
+
+Job: TypeAlias = Case | LayerCase | str
+"""A case, or a real run by its plan's name."""
+
+
+def carry_out(jobs: list[Job], device: str, processes: int) -> Iterator[Verdict | Training]:
+    """Yield what comes out of each job, in their order."""
+    if processes == 1:
+        yield from (do(job, device) for job in jobs)
+        return
+    # Forked processes have the jobs, which could not be sent: inputs and scenarios hold functions.
+    with multiprocessing.get_context("fork").Pool(processes, initializer=begin, initargs=(jobs, device)) as pool:
+        for job, outcome in zip(jobs, pool.imap(do_by_number, range(len(jobs)), chunksize=16), strict=True):
+            yield outcome if isinstance(job, str) else Verdict(case=job, **outcome)
+
+
+def do(job: Job, device: str) -> Verdict | Training:
+    """Judge a case, or train."""
+    if isinstance(job, str):
+        return train(job, device)
+    if isinstance(job, LayerCase):
+        return judge_layer(getattr(reimpl.nn, job.layer), getattr(torch.nn, job.layer), job, device)
+    return judge(getattr(reimpl.optim, job.optimizer), getattr(torch.optim, job.optimizer), job, device)
+
+
+WORK: list[Any] = []
+"""The jobs and the device of a process that has been forked."""
+
+
+def begin(jobs: list[Job], device: str) -> None:
+    """Take over the jobs. A process has one thread: there is one for each core."""
+    torch.set_num_threads(1)
+    WORK[:] = jobs, device
+
+
+def do_by_number(number: int) -> Any:
+    """Return a real run, or what a verdict says beside its case, of the job of this number."""
+    jobs, device = WORK
+    outcome = do(jobs[number], device)
+    if isinstance(outcome, Training):
+        return outcome
+    return {field.name: getattr(outcome, field.name) for field in fields(outcome) if field.name != "case"}
+
+
+def processes_for(count: int, device: str) -> int:
+    """Return how many processes are worth their start for so many cases: at most one for each core, on the CPU."""
+    if device != "cpu" or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return max(1, min(os.cpu_count() or 1, count // CASES_WORTH_A_PROCESS))
 
 
 def verify_contract(optimizer: OptimizerClass, device: str = "cpu", progress: Progress = lambda _: None) -> Evidence:

@@ -117,7 +117,7 @@ def test_defaults(quick, workloads, rounds, monkeypatch):
         (["Lion"], "there is no optimizer 'Lion'; choose from SGD, Adam, Adagrad, RMSprop, Adadelta"),
         (["--workload", "bert"], "there is no workload 'bert'; choose from resnet50, small, large, gpt2"),
         (["--device", "tpu"], "there is no device 'tpu' here; choose from cpu"),
-        (["--rounds", "0"], "argument --rounds: '0' is not a number of rounds, 1 or more"),
+        (["--rounds", "0"], "argument --rounds: '0' is not a number, 1 or more"),
         (["--json", "no/such/folder/times.json"], "there is no folder 'no/such/folder' to write 'times.json' into"),
         (["--plot", "times.gif"], "--plot cannot write 'times.gif'; choose a name in .svg or .png"),
     ],
