@@ -37,7 +37,7 @@ CASES_WORTH_A_PROCESS = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """The cases of one section and engine, summed up; `equals` counts the exact ones by the path of torch's."""
+    """The cases of a section and engine, summed up: the exact ones by the path of torch's, the errors of the others."""
 
     section: str
     engine: str
@@ -173,6 +173,7 @@ def finite(value: Any) -> Any:
 def summarise(section: str, engine: str, verdicts: Sequence[Verdict]) -> Row:
     """Sum up the verdicts of one section and engine."""
     kinds = [verdict.kind for verdict in verdicts]
+    others = [verdict for verdict in verdicts if verdict.kind != "exact"]
     return Row(
         section=section,
         engine=engine,
@@ -182,8 +183,8 @@ def summarise(section: str, engine: str, verdicts: Sequence[Verdict]) -> Row:
         differs=kinds.count("differs"),
         worst_ulp=max(verdict.ulp for verdict in verdicts),
         equals=dict(Counter(verdict.reference for verdict in verdicts if verdict.kind == "exact").most_common()),
-        worst_error=max(verdict.error for verdict in verdicts),
-        worst_reference_error=max(verdict.reference_error for verdict in verdicts),
+        worst_error=max((verdict.error for verdict in others), default=0.0),
+        worst_reference_error=max((verdict.reference_error for verdict in others), default=0.0),
     )
 
 
