@@ -8,6 +8,8 @@ from collections import Counter
 from importlib import resources
 from typing import Any
 
+import torch
+
 from reimpl.verify.judge import CLOSE_FACTOR, FUSED_FACTOR
 from reimpl.verify.layer_judge import LAYER_FACTOR, excess
 from reimpl.verify.layers import LayerCase
@@ -64,7 +66,7 @@ most {CLOSE_FACTOR:g} times torch's; claimed only where torch's for-loop mixes c
 0-dim tensors, and where its foreach path is other arithmetic than its for-loop, which our text follows. fused: the mean
 error of all elements is at most {FUSED_FACTOR:g} times that of torch's fused kernel or, where torch has none, its
 for-loop. error: of the cases that are not exact, against a float64 run and relative to the tensor's largest value; the
-worst are those of float16 and bfloat16.
+worst are those of float16 and bfloat16. ∞: NaN or an infinity on one side.
 """
 LAYER_NOTE = f"""
 kernels: on torch's kernels every bit of initial values, outputs, gradients and buffers is torch's. first principles:
@@ -113,7 +115,7 @@ def case_rows(evidence: Evidence) -> list[tuple[str, ...]]:
             f"{row.close:,}",
             f"{row.differs:,}",
             ", ".join(f"{path} {count:,}" for path, count in row.equals.items()),
-            f"{row.worst_ulp:,}",
+            "∞" if row.worst_ulp == torch.iinfo(torch.int64).max else f"{row.worst_ulp:,}",
             f"{row.worst_error:.1e}" if row.exact < row.cases else "",
             f"{row.worst_reference_error:.1e}" if row.exact < row.cases else "",
         )
