@@ -88,6 +88,7 @@ class SparseAdam(RuleOptimizer):
 
     rule = staticmethod(sparse_adam_rule)
     count_is_number = True
+    elementwise = False
 
     def __init__(
         self,
