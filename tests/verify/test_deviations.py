@@ -42,7 +42,7 @@ def test_an_exception_is_wrong():
 
 
 def test_command_shows_both_sides(capsys):
-    assert main(["verify", "optim.Muon", "--quick", "--dtype", "bfloat16"]) == 0
+    assert main(["verify", "optim.Muon", "--dtype", "bfloat16"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "nesterov=False" in output
     assert "Deliberate: what torch does there loses or corrupts a result" in output
@@ -63,7 +63,7 @@ def test_command_fails_where_ours_is_wrong(capsys, monkeypatch):
         momentum_buffer.div_(momentum_buffer.norm())
 
     monkeypatch.setattr(reimpl.optim.Muon, "rule", staticmethod(in_place))
-    assert main(["verify", "optim.Muon", "--quick", "--dtype", "bfloat16"]) == 1
+    assert main(["verify", "optim.Muon", "--dtype", "bfloat16"]) == 1
     output = capsys.readouterr().out
     assert "deliberate, and wrong: Muon, bfloat16 parameters with nesterov=False: the momentum's norm is 1.00" in output
     assert "deliberate_failed=1" in output
