@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_betas, check_lr, require
+from reimpl.optim.arguments import check_betas, check_lr, decoupled_decay, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -42,15 +42,15 @@ def adam_rule(
 
 def adam_coefficients(group: dict[str, Any], step: Any) -> dict[str, Any]:
     """Return the rule's coefficients in the `step`-th update: `decay` is None unless decoupled."""
-    lr, weight_decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
+    beta1, beta2 = group["betas"]
     return {
-        "decay": 1 - lr * weight_decay if group["decoupled_weight_decay"] and weight_decay != 0 else None,
-        "weight_decay": weight_decay,
+        "decay": decoupled_decay(group),
+        "weight_decay": group["weight_decay"],
         "beta1": beta1,
         "beta2": beta2,
         "bias_correction2_sqrt": (1 - beta2**step) ** 0.5,
         "eps": group["eps"],
-        "step_size": lr / (1 - beta1**step),
+        "step_size": group["lr"] / (1 - beta1**step),
     }
 
 
@@ -68,7 +68,7 @@ class Adam(RuleOptimizer):
     $$
 
     AMSGrad puts $\max(v_1, \dots, v_t)$ in the place of $v_t$ in the last line. Decoupled decay leaves $g_t$ alone and
-    multiplies $\theta_{t-1}$ by $1 - \gamma\lambda$ instead.
+    multiplies $\theta_{t-1}$ by $1 - \gamma\lambda$ instead: `AdamW` is this rule with that option and another default.
 
     Args:
         params: tensors, `(name, tensor)` pairs, or dicts that define parameter groups.

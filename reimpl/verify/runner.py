@@ -211,7 +211,6 @@ def verify(
     """
     started = time.monotonic()
     evidence = Evidence(environment={**environment(device), "processes": processes})
-    evidence.deviations += map(show, deviations)
     for outcome in carry_out([*cases, *trainings], device, processes):
         if isinstance(outcome, Training):
             evidence.trainings.append(outcome)
@@ -219,6 +218,7 @@ def verify(
         else:
             evidence.verdicts.append(outcome)
             progress(outcome.case.section)
+    evidence.deviations += map(show, deviations)
     evidence.seconds = time.monotonic() - started
     return evidence
 
@@ -234,7 +234,7 @@ def carry_out(jobs: list[Job], device: str, processes: int) -> Iterator[Verdict 
         return
     # Forked processes have the jobs, which could not be sent: inputs and scenarios hold functions.
     with multiprocessing.get_context("fork").Pool(processes, initializer=begin, initargs=(jobs, device)) as pool:
-        for job, outcome in zip(jobs, pool.imap(do_by_number, range(len(jobs)), chunksize=16), strict=True):
+        for job, outcome in zip(jobs, pool.imap(do_by_number, range(len(jobs)), chunksize=4), strict=True):
             yield outcome if isinstance(job, str) else Verdict(case=job, **outcome)
 
 

@@ -116,3 +116,12 @@ def test_adamw_is_adam_with_decoupled_decay(amsgrad):
     options = {"amsgrad": amsgrad, "weight_decay": 0.1, "lr": 0.1}
     decoupled, _ = path(reimpl.optim.Adam, gradients, start=1.0, decoupled_weight_decay=True, **options)
     assert path(reimpl.optim.AdamW, gradients, start=1.0, **options)[0] == decoupled
+
+
+@pytest.mark.parametrize("cls", [reimpl.optim.AdamW, torch.optim.AdamW], ids=["ours", "torch"])
+@pytest.mark.parametrize(("decay", "kept"), [(2.0**-25.1, True), (2.0**-24.9, False)])
+def test_adamw_loses_a_decay_below_half_a_rounding(cls, decay, kept):
+    param = torch.ones(1, requires_grad=True)
+    param.grad = torch.zeros(1)
+    cls([param], lr=1.0, weight_decay=decay).step()
+    assert (param.item() == 1) is kept
