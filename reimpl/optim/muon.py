@@ -43,7 +43,7 @@ def orthogonalize(matrix: Tensor, coefficients: tuple[float, float, float], step
 
     Args:
         matrix: of two dimensions.
-        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0 and let it end between 0.7 and 1.2 rather than at 1.
+        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0 and end between 0.68 and 1.14, not at 1.
         steps: how often.
         eps: the smallest Frobenius norm that the matrix is divided by, so that no singular value is above 1.
     """

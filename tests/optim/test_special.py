@@ -415,6 +415,14 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
     assert 0.6 < ends.min() <= ends.max() < 1.25
 
 
+def test_muons_polynomial_ends_near_one():
+    values = torch.linspace(0.01, 1, 10_000, dtype=torch.float64)
+    for _ in range(60):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert 0.68 < values.min() < 0.69
+    assert 1.13 < values.max() < 1.14
+
+
 def test_orthogonalize_is_the_polynomial_on_singular_values():
     coefficients = (2.0, -1.5, 0.5)
     left, values, right = torch.linalg.svd(torch.randn(6, 4, dtype=torch.float64), full_matrices=False)
