@@ -21,26 +21,26 @@ def asgd_rule(
     weight_decay: float,
     decay: float,
     eta: float,
-    mu: float,
+    mu: float | None,
 ) -> None:
-    """Update `param` once: `ax` is the mean of the parameter."""
+    """Update `param` once: `ax` is the mean of the parameter, a copy if `mu` is None."""
     if weight_decay != 0:
         grad = grad.add(param, alpha=weight_decay)
     param.mul_(decay).add_(grad, alpha=-eta)
-    if mu != 1:
-        ax.add_(param.sub(ax).mul_(mu))
-    else:
+    if mu is None:
         ax.copy_(param)
+    else:
+        ax.add_(param.sub(ax).mul_(mu))
 
 
 def asgd_coefficients(group: dict[str, Any]) -> dict[str, Any]:
     """Return the rule's coefficients: `eta` and `mu` are those that the update before has left."""
-    eta = as_number(group["eta"])
+    eta, mu = as_number(group["eta"]), as_number(group["mu"])
     return {
         "weight_decay": group["weight_decay"],
         "decay": 1 - group["lambd"] * eta,
         "eta": eta,
-        "mu": as_number(group["mu"]),
+        "mu": None if isinstance(mu, float) and mu == 1 else mu,
     }
 
 

@@ -39,11 +39,11 @@ def orthogonalize(matrix: Tensor, coefficients: tuple[float, float, float], step
 
     A Newton–Schulz iteration: with $X = U \Sigma V^\top$, the odd polynomial $a X + b\, X X^\top X + c\, (X X^\top)^2
     X$ is $U\, p(\Sigma)\, V^\top$, $p(\sigma) = a\sigma + b\sigma^3 + c\sigma^5$. From $\sigma \le 1$ on, repeating $p$
-    drives the singular values apart from 0 and towards 1 without ever computing them.
+    drives the singular values away from 0 and towards 1 without ever computing them.
 
     Args:
         matrix: of two dimensions.
-        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0 and end between 0.68 and 1.14, not at 1.
+        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0; repeated, it ends between 0.68 and 1.14, not at 1.
         steps: how often.
         eps: the smallest Frobenius norm that the matrix is divided by, so that no singular value is above 1.
     """

@@ -241,6 +241,37 @@ def test_deciding_by_a_value_is_refused_on_lists():
         take_steps(Decides(parameters(), foreach=True), 1)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_deciding_by_a_value_is_recorded_as_the_loop_decides(sign):
+    class Decides(RuleOptimizer):
+        @staticmethod
+        def rule(param, grad, *, lr=0.1):
+            param.sub_(grad if grad.sum() > 0 else grad * float(grad.sum()), alpha=lr)
+
+    ends = []
+    for differentiable in (False, True):
+        param = torch.ones(3)
+        param.grad = sign * torch.tensor([1.0, 2.0, -0.5])
+        Decides([param], differentiable=differentiable).step()
+        ends.append(param)
+    assert torch.equal(*ends)
+
+
+def test_comparisons_are_elementwise_in_every_engine():
+    class Skips(RuleOptimizer):
+        @staticmethod
+        def rule(param, grad, *, lr=0.1):
+            param.sub_(torch.where((grad == 0) | (grad != grad), 1.0, grad), alpha=lr)
+
+    ends = []
+    for engine in ({"foreach": False}, {"foreach": True}, {"fused": True}, {"differentiable": True}):
+        param = torch.ones(3)
+        param.grad = torch.tensor([1.0, 0.0, float("nan")])
+        Skips([param], **engine).step()
+        ends.append(param)
+    assert all(torch.equal(end, torch.full((3,), 0.9)) for end in ends)
+
+
 def test_subclass_with_another_rule_has_its_options():
     class Cautious(Lion):
         @staticmethod

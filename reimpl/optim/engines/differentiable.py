@@ -34,6 +34,7 @@ class Value(Operand):
     """
 
     __slots__ = ("tensor",)
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -74,6 +75,12 @@ class Value(Operand):
     def __invert__(self) -> Any:
         return wrapped(~self.tensor)
 
+    def __bool__(self) -> bool:
+        return bool(self.tensor)
+
+    def __float__(self) -> float:
+        return float(self.tensor)
+
 
 def delegate(name: str) -> Callable[[Value, Any], Any]:
     """Return an operator that works on the tensor."""
@@ -82,7 +89,7 @@ def delegate(name: str) -> Callable[[Value, Any], Any]:
 
 for operator in ("add", "sub", "mul", "truediv", "pow", "radd", "rsub", "rmul", "rtruediv", "rpow"):
     setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
-for operator in ("gt", "ge", "lt", "le", "and", "or", "xor"):
+for operator in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor"):
     setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
 
 

@@ -42,6 +42,7 @@ class TensorList(Operand):
     """
 
     __slots__ = ("tensors",)
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
         self.tensors = tensors
@@ -126,6 +127,12 @@ class TensorList(Operand):
 
     def __le__(self, other: Any) -> TensorList:
         return self._call("le", other)
+
+    def __eq__(self, other: object) -> TensorList:  # type: ignore[override]
+        return self._call("eq", other)
+
+    def __ne__(self, other: object) -> TensorList:  # type: ignore[override]
+        return self._call("ne", other)
 
     def __and__(self, other: Any) -> TensorList:
         return self._call("logical_and", other)
