@@ -46,7 +46,7 @@ def radam_rule(
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     update = exp_avg.div(bias_correction1).mul_(lr)
     if rectification is not None:
-        adaptive = bias_correction2_sqrt / exp_avg_sq.sqrt().add_(eps)
+        adaptive = exp_avg_sq.sqrt().add_(eps).reciprocal_().mul_(bias_correction2_sqrt)
         if unrectified is None:
             update.mul_(adaptive).mul_(rectification)
         else:
