@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -268,7 +269,7 @@ def do_by_number(number: int) -> Any:
 
 def processes_for(count: int, device: str) -> int:
     """Return how many processes are worth their start for so many cases: at most one for each core, on the CPU."""
-    if device != "cpu" or "fork" not in multiprocessing.get_all_start_methods():
+    if device != "cpu" or sys.platform != "linux":  # where else there is `fork`, it is not safe beside system libraries
         return 1
     return max(1, min(os.cpu_count() or 1, count // CASES_WORTH_A_PROCESS))
 
