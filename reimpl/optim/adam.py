@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_betas, check_lr, decoupled_decay, require
+from reimpl.optim.arguments import check_adam_options, decoupled_decay, require
 from reimpl.optim.optimizer import RuleOptimizer
 
 
@@ -143,10 +143,7 @@ class Adam(RuleOptimizer):
     ) -> None:
         if foreach and not capturable and isinstance(lr, Tensor):
             raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        check_lr(lr)
-        require(0.0 <= eps, f"Invalid epsilon value: {eps}")
-        check_betas(betas)
-        require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
+        check_adam_options(lr, betas, eps, weight_decay)
         require(
             all(isinstance(beta, float) for beta in betas) or all(isinstance(beta, Tensor) for beta in betas),
             "betas must be either both floats or both Tensors",

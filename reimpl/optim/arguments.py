@@ -37,6 +37,16 @@ def check_betas(betas: tuple[float | Tensor, float | Tensor]) -> None:
     require(0.0 <= betas[1] < 1.0, f"Invalid beta parameter at index 1: {betas[1]}")
 
 
+def check_adam_options(
+    lr: float | Tensor, betas: tuple[float | Tensor, float | Tensor], eps: float, weight_decay: float
+) -> None:
+    """Refuse what Adam and its kin refuse alike, in torch's order."""
+    check_lr(lr)
+    require(0.0 <= eps, f"Invalid epsilon value: {eps}")
+    check_betas(betas)
+    require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
+
+
 def decoupled_decay(group: dict[str, Any]) -> Any:
     """Return what decoupled weight decay multiplies the parameter with, None if the group has no such decay."""
     lr, weight_decay = group["lr"], group["weight_decay"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_betas, check_lr, decoupled_decay, require
+from reimpl.optim.arguments import check_adam_options, decoupled_decay
 from reimpl.optim.engines import TensorList
 from reimpl.optim.optimizer import RuleOptimizer
 
@@ -172,10 +172,7 @@ class RAdam(RuleOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_lr(lr)
-        require(0.0 <= eps, f"Invalid epsilon value: {eps}")
-        check_betas(betas)
-        require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
+        check_adam_options(lr, betas, eps, weight_decay)
         defaults = {
             "lr": lr,
             "betas": betas,

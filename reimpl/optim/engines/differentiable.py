@@ -87,9 +87,9 @@ def delegate(name: str) -> Callable[[Value, Any], Any]:
     return lambda self, other: wrapped(getattr(self.tensor, name)(unwrapped(other)))
 
 
-for operator in ("add", "sub", "mul", "truediv", "pow", "radd", "rsub", "rmul", "rtruediv", "rpow"):
-    setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
-for operator in ("gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor"):
+ARITHMETIC = ("add", "sub", "mul", "truediv", "pow", "radd", "rsub", "rmul", "rtruediv", "rpow")
+COMPARISON = ("gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor")
+for operator in ARITHMETIC + COMPARISON:
     setattr(Value, f"__{operator}__", delegate(f"__{operator}__"))
 
 

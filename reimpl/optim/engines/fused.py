@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reimpl.optim.engines.batch import Batch, Rule
 from reimpl.optim.engines.foreach import foreach
 from reimpl.optim.engines.kernel import Kernel, NoKernelError, Spec, find_kernel
-from reimpl.optim.engines.symbolic import is_variable, is_variable_tuple, variable
+from reimpl.optim.engines.symbolic import static, variable
 
 WARNED: set[str] = set()
 shape_of, dtype_of = attrgetter("shape"), attrgetter("dtype")
@@ -74,9 +74,7 @@ def kernel_for(rule: Rule, batch: Batch) -> tuple[Kernel, list[float]]:
     spec = Spec(
         rule=rule,
         dtypes=tuple(None if first is None else first.dtype for first in firsts),
-        constants=tuple(
-            (n, v) for n, v in batch.coefficients.items() if not is_variable(v) and not is_variable_tuple(v)
-        ),
+        constants=static(batch.coefficients),
         maximize=batch.maximize,
         scaled=batch.grad_scale is not None,
         device=batch.params[0].device,

@@ -453,6 +453,11 @@ def variable(coefficients: Mapping[str, Any], grad_scale: float | None = None) -
     return found if grad_scale is None else {**found, "grad_scale": grad_scale}
 
 
+def static(coefficients: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the other coefficients, with their names: a kernel is made for each of their values."""
+    return tuple((n, v) for n, v in coefficients.items() if not is_variable(v) and not is_variable_tuple(v))
+
+
 def is_variable(value: Any) -> bool:
     """Return whether a coefficient is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
