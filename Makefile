@@ -30,10 +30,10 @@ types: $(VENV)/.dev ## check the types of reimpl/
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs $(KATEX) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 
 serve: $(VENV)/.docs $(KATEX) ## build the documentation and show it on localhost
-	$(BIN)/mkdocs serve --strict
+	$(BIN)/python -m mkdocs serve --strict
 
 bench: $(VENV)/.bench ## time a step of each optimizer beside torch's; ARGS="Adam --quick --plot times.svg"
 	$(BIN)/reimpl bench $(ARGS)

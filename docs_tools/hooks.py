@@ -1,123 +1,176 @@
-"""What the documentation is built with beside mkdocs: source code from the package, and formulas without JavaScript."""
+"""What mkdocs calls while it builds the site; each part has a module of its own."""
 
 from __future__ import annotations
 
-import ast
-import html
-import importlib
-import inspect
-import json
+import os
 import re
-import shutil
-import subprocess
-import textwrap
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
 
-TOOLS = Path(__file__).parent
-KATEX = TOOLS / "node_modules" / "katex" / "dist"
-RESULTS = TOOLS.parent / "benchmarks" / "results"
-TIMES = re.compile(r"^<!-- layer times: ([\w.-]+) -->$", re.M)
-SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.M)
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</\1>', re.S)
-
-
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in the source code and tables that a page asks for, and make of a block that the tests run a plain one."""
-
-    def show(match: re.Match[str]) -> str:
-        try:
-            return f"```python\n{source_of(match[1])}```"
-        except (AttributeError, ModuleNotFoundError) as error:
-            raise PluginError(f"{page.file.src_uri}: there is no {match[1]} to show: {error}") from error
-
-    markdown = TIMES.sub(lambda match: times_table(RESULTS / match[1]), markdown)
-    return SOURCE.sub(show, markdown.replace("```python run\n", "```python\n"))
+HERE = Path(__file__).parent
+SOURCE = re.compile(r"^<!-- source: ([\w./]+)(?: \| *(.+?))? -->$", re.M)
+SOURCES = re.compile(r"^```sources\n(.*?)^```$", re.M | re.S)
+DIRECTIVE = re.compile(r"^<!-- ([a-z]+(?: [a-z]+)?)(?:: (.+?))? -->$", re.M)
 
 
-def times_table(file: Path) -> str:
-    """Return the table of a run of `benchmarks/layers.py`."""
-    evidence = json.loads(file.read_text(encoding="utf-8"))
-    where = evidence["environment"]
-    lines = [
-        "| layer | input | torch, ms | on kernels | first principles | peak, MiB | torch's |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in evidence["layers"]:
-        times = f"{1e3 * row['torch']:.2f} | {row['kernels'] / row['torch']:.2f} | "
-        times += f"{row['first_principles'] / row['torch']:.2f}"
-        memory = f"{row['peak'] / 2**20:.1f} | {row['torch_peak'] / 2**20:.1f}"
-        lines.append(f"| `{row['layer']}` | {' × '.join(map(str, row['shape']))} | {times} | {memory} |")
-    lines += [
-        "",
-        f"Forward and backward, measured with torch {where['torch']} on {where['device_name']}, "
-        f"{where['threads']} threads, {where['date'][:10]}: torch's time, and ours as a multiple of it.",
-    ]
-    return "\n".join(lines)
+class Build:
+    """What is found once, before the first page."""
+
+    texts: dict[str, str]
+    results: dict[str, list[Any]]
+    questions: list[Any]
+    symbols: dict[str, list[Any]]
+    html: dict[str, str]
 
 
-def source_of(path: str) -> str:
-    """Return the source of a function, class or method by its dotted path."""
-    parts = path.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[length:]:
-            found = getattr(found, name)
-        return without_long_docstring(textwrap.dedent(inspect.getsource(found)))
-    raise ModuleNotFoundError(path)
+build = Build()
 
 
-def without_long_docstring(source: str) -> str:
-    """Return the source of a function or class without a docstring of several lines: the page says it better."""
-    definition = ast.parse(source).body[0]
-    first = getattr(definition, "body", [definition])[0]
-    is_text = (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    )
-    if not is_text or first.end_lineno == first.lineno:
-        return source
-    lines = source.splitlines(keepends=True)
-    rest = lines[first.end_lineno :]
-    return "".join([*lines[: first.lineno - 1], *rest]).replace(":\n\n", ":\n", 1)
+def on_config(config: Any) -> Any:
+    """Let the hooks import the package and each other."""
+    root = str(HERE.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    from docs_tools import reference
+
+    for entry in config.nav or ():
+        if "Reference" in entry:
+            entry["Reference"] = reference.navigation()
+    return config
 
 
-def on_post_build(config: Any, **_: Any) -> None:
-    """Render every formula of every page by one run of KaTeX, and copy its style sheet and fonts."""
-    if not KATEX.is_dir():
-        raise PluginError(f"KaTeX is not installed; run: npm ci --prefix {TOOLS.name}")
-    site = Path(config.site_dir)
-    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
-    where = {formula(match): path for path, text in pages.items() for match in FORMULA.finditer(text)}
-    rendered = render(list(where), [str(path.relative_to(site)) for path in where.values()])
-    for path, text in pages.items():
-        if "arithmatex" in text:
-            path.write_text(FORMULA.sub(lambda match: rendered[formula(match)], text), encoding="utf-8")
-    target = site / "katex"
-    (target / "fonts").mkdir(parents=True, exist_ok=True)
-    shutil.copy(KATEX / "katex.min.css", target)
-    for font in (KATEX / "fonts").glob("*.woff2"):
-        shutil.copy(font, target / "fonts")
+def on_files(files: Any, config: Any) -> Any:
+    """Run the code of all pages, and collect what pages say about each other."""
+    from docs_tools import blocks, notation, reference
+    from reimpl.read.pages import questions
 
-
-def formula(match: re.Match[str]) -> tuple[str, bool]:
-    """Return a formula's TeX, and whether it stands on lines of its own."""
-    return html.unescape(match[2] or match[3] or ""), match[1] == "div"
-
-
-def render(formulas: list[tuple[str, bool]], pages: list[str]) -> dict[tuple[str, bool], str]:
-    """Return the HTML of each formula."""
-    given = json.dumps([{"tex": tex, "display": display} for tex, display in formulas])
+    pages = [file for file in files.documentation_pages() if file.abs_src_path]
+    build.texts = {file.src_uri: Path(file.abs_src_path).read_text(encoding="utf-8") for file in pages}
+    build.questions = questions(build.texts)
+    build.symbols = notation.symbols(build.texts.get("notation.md", ""))
+    build.html = {}
     try:
-        done = subprocess.run(["node", TOOLS / "render.mjs"], input=given, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise PluginError("the documentation's formulas are rendered by Node.js; there is no `node` here") from error
-    found = json.loads(done.stdout)
-    wrong = [f"{page}: {x['error']}" for page, x in zip(pages, found, strict=True) if isinstance(x, dict)]
-    if wrong:
-        raise PluginError("\n".join(wrong))
-    return dict(zip(formulas, found, strict=True))
+        build.results = blocks.run_pages(build.texts, fresh="FRESH" in os.environ)
+    except blocks.BlockError as error:
+        raise PluginError(str(error)) from error
+    for path, text in reference.pages().items() if config.nav else ():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put in what the page's code shows, the sources and tables that it asks for, and its links."""
+    from reimpl.read.quote import QuoteError
+
+    name = page.file.src_uri
+    if name not in build.texts:
+        return markdown
+    try:
+        return fill(build.texts[name].split("\n---\n", 1)[-1] if build.texts[name].startswith("---") else markdown, name)
+    except QuoteError as error:
+        raise PluginError(f"{name}: {error}") from error
+
+
+def fill(markdown: str, name: str) -> str:
+    """Return a page's Markdown with everything filled in; what is HTML already waits in `build.html`."""
+    from docs_tools import bibliography, sources
+    from reimpl.read.pages import ASKED, NUMBER, REFERENCE
+    from reimpl.read.quote import source
+
+    markdown = bibliography.cite(with_results(markdown, name), name)
+    markdown = SOURCES.sub(lambda match: kept(sources.beside(match[1])), markdown)
+    markdown = SOURCE.sub(lambda match: kept(sources.piece(match[1], match[2] or "")), markdown)
+    markdown = DIRECTIVE.sub(lambda match: directive(match, markdown, name), markdown)
+
+    def refer(match: re.Match[str]) -> str:
+        of = source(match[1])
+        lines = of.cut(match[2]) if match[2] else of.lines[:1]
+        return f"[`{of.place(lines)}`]({of.url_of(lines)})"
+
+    markdown = outside_code(markdown, lambda text: REFERENCE.sub(refer, NUMBER.sub(r"\1", text)))
+    return re.sub(rf"^({ASKED}.*)$", r"\1\n{ .asked }", markdown, flags=re.M)
+
+
+def outside_code(markdown: str, change: Any) -> str:
+    """Return a page with its prose changed, and its fences as they are."""
+    parts = re.split(r"(^```.*?^```$|^    ```.*?^    ```$)", markdown, flags=re.M | re.S)
+    return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
+
+
+def with_results(markdown: str, name: str) -> str:
+    """Return a page with what its blocks showed."""
+    from docs_tools.blocks import BLOCK, blocks_of
+    from reimpl.read.pages import sections
+
+    shown = iter(
+        [
+            pair
+            for section, result in zip(sections(build.texts[name]), build.results[name], strict=True)
+            for pair in zip(blocks_of(section), result.shown, strict=True)
+        ]
+    )
+
+    def replace(_: re.Match[str]) -> str:
+        block, html = next(shown)
+        code = f"```python\n{block.code}```"
+        if block.kind == "run":
+            return f"{code}\n\n{kept(html)}" if html else code
+        folded = "\n".join(f"    {line}".rstrip() for line in code.splitlines())
+        name = "Code of this experiment" if html else "Code of these numbers"
+        return f'{kept(html) if html else ""}\n\n??? code "{name}"\n{folded}\n'
+
+    return BLOCK.sub(replace, markdown)
+
+
+def kept(html: str) -> str:
+    """Return a mark for a piece of HTML that Markdown is not to see."""
+    key = f"kept-{len(build.html)}"
+    build.html[key] = html
+    return f'\n<div data-{key}></div>\n'
+
+
+def directive(match: re.Match[str], markdown: str, name: str) -> str:
+    """Return what a directive asks for."""
+    from docs_tools import bibliography, evidence, notation, questions, sources, times
+
+    up = "../" * name.count("/")
+    answers = {
+        "symbols": lambda _: notation.used(markdown, name, build.symbols),
+        "questions index": lambda _: questions.index(build.questions, name),
+        "bibliography": lambda _: bibliography.page(bibliography.citations(bibliography.DOCS)),
+        "evidence": lambda section: kept(evidence.rows(section, up)),
+        "evidence summary": lambda _: kept(evidence.summary()),
+        "evidence page": lambda _: evidence.page(),
+        "times": lambda optimizer: kept(evidence.bench_rows(optimizer)),
+        "layer times": lambda _: times.layers(),
+        "versus": lambda pair: kept(sources.versus(*pair.split(" || "))),
+    }
+    if match[1] not in answers:
+        raise PluginError(f"{name}: there is no directive {match[0]}")
+    return answers[match[1]](match[2])
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Put in the HTML that Markdown has not seen."""
+    return re.sub(r"(?:<p>)?<div data-(kept-\d+)></div>(?:</p>)?", lambda match: build.html[match[1]], html)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Leave out of a page what no reader needs."""
+    from docs_tools import reference
+
+    return reference.tidy(output)
+
+
+def on_post_build(config: Any) -> None:
+    """Check that the reference is complete, render the formulas, and make the site light."""
+    from docs_tools import formulas, reference, theme
+
+    if config.nav and (missing := reference.check(Path(config.site_dir))):
+        raise PluginError("\n".join(missing))
+    formulas.render_site(Path(config.site_dir))
+    theme.finish(Path(config.site_dir))

@@ -6,7 +6,8 @@ for await (const part of process.stdin) text += part;
 const render = ({ tex, display }) => {
   try {
     const html = katex.renderToString(tex, { displayMode: display, throwOnError: true, strict: "error" });
-    return display ? `<div class="formula" tabindex="0">${html}</div>` : html;
+    const light = html.replace(/<annotation[\s\S]*?<\/annotation>|<\/?semantics>/g, "");
+    return display ? `<div class="formula" tabindex="0">${light}</div>` : light;
   } catch (error) {
     return { error: error.message };
   }

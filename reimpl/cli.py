@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,10 @@ import reimpl
 from reimpl.bench import OPTIMIZERS, VARIANTS, WORKLOADS, bench, plot, print_results
 from reimpl.bench.optimizers import ROUNDS
 from reimpl.bench.report import IMAGE_FORMATS
+from reimpl.read import QuoteError, changes, search, source
+from reimpl.read.drift import kept
+from reimpl.read.pages import beside
+from reimpl.read.quote import TORCH_VERSION
 from reimpl.verify import (
     CHECKS,
     SCENARIOS,
@@ -40,6 +45,7 @@ from reimpl.verify.runner import processes_for
 from reimpl.verify.training import PLANS
 
 TRAININGS = [f"train.{name}" for name in PLANS]
+PATH = re.compile(r"\w+(\.\w+)+")
 PARTS = ["optim", "nn", "nn.functional", "train"]
 
 
@@ -59,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_verify(commands.add_parser("verify", help="prove that the results are torch's", description=VERIFY))
     add_bench(commands.add_parser("bench", help="time a step of every optimizer beside torch's", description=BENCH))
+    add_read(commands.add_parser("read", help="find an answer, or the source of a class beside torch's", description=READ))
     options = parser.parse_args(arguments)
-    run = {"verify": run_verify, "bench": run_bench}[options.command]
+    run = {"verify": run_verify, "bench": run_bench, "read": run_read}[options.command]
     return run(options, commands.choices[options.command])
 
 
@@ -310,3 +317,41 @@ def choose(kind: str, names: Sequence[str], valid: Sequence[str], parser: argpar
         if name not in valid:
             parser.error(f"there is no {kind} {name!r}; choose from {', '.join(valid)}")
     return list(dict.fromkeys(names))
+
+
+READ = """Print the answer to a question: reimpl read "what does dampening do". Or a class's source beside torch's, step by
+step: reimpl read optim.SGD. Or which of torch's functions have changed since the documentation was written: reimpl read
+drift (exit status 1 if one has)."""
+
+
+def add_read(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of `reimpl read`."""
+    parser.add_argument("what", nargs="+", metavar="WORD", help="a question, a class such as optim.SGD, or: drift")
+
+
+def run_read(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Carry out `reimpl read`."""
+    try:
+        from reimpl.read import show
+    except ModuleNotFoundError as error:
+        parser.error(f"what is read is shown by rich: pip install 'reimpl[cli]' ({error})")
+    what = " ".join(options.what)
+    if what == "drift":
+        found = list(changes())
+        show.print_changes(found, TORCH_VERSION, kept()["torch"])
+        return 1 if found else 0
+    steps = beside(what)
+    if steps:
+        show.print_steps(what, steps)
+        return 0
+    if PATH.fullmatch(what):
+        try:
+            show.print_source(source(what if what.startswith(("reimpl.", "torch.")) else f"reimpl.{what}"))
+            return 0
+        except QuoteError as error:
+            parser.error(f"there is no class or function {what!r}: {error}")
+    answers = search(what)
+    if not answers:
+        parser.error(f"no question has the words of {what!r}")
+    show.print_question(answers)
+    return 0

@@ -46,6 +46,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "compile": {},
 }
+"""The ways of taking a step, and the options that choose them; `compile` is `torch.compile` of torch's step."""
 
 ROUNDS = 9
 ALLOCATIONS = 3
@@ -110,6 +111,7 @@ VARIANTS = [
     *(Variant("reimpl.optim", engine) for engine in ("loop", "foreach", "fused")),
     *(Variant("torch.optim", engine) for engine in ("loop", "foreach", "fused", "compile")),
 ]
+"""Every way that is timed: ours and torch's."""
 
 
 @dataclass

@@ -66,6 +66,7 @@ WORKLOADS = {
         Workload("gpt2", "GPT-2 small", tuple(gpt2())),
     )
 }
+"""The sets of parameters that a step is timed on, by name."""
 
 
 def parameters(shapes: tuple[Shape, ...], device: str) -> list[Tensor]:

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections import Counter
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,7 +73,7 @@ kernels: on torch's kernels every bit of initial values, outputs, gradients and 
 the largest error of any tensor against a float64 run is at most {LAYER_FACTOR:g} times torch's; worst is the case where
 it is the largest multiple (ratio), and torch's counts as one rounding at least.
 """
-CHECK_NOTE = "What each check requires: docs/verify.md. skipped: the class has nothing that the check could look at."
+CHECK_NOTE = "What each check requires: docs/write.md. skipped: the class has nothing that the check could look at."
 FOREIGN_NOTE = f"""
 exact: every bit that is compared is torch's, after every step. close: the error is at most {CLOSE_FACTOR:g} times
 torch's, both against a float64 run of torch's and relative to the tensor's largest value; with fused, in the mean of
@@ -227,18 +227,31 @@ def complaints(evidence: Evidence) -> list[str]:
     return lines
 
 
+class Table(NamedTuple):
+    """A table, and what is written under it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str
+
+
+def tables(evidence: Evidence) -> list[Table]:
+    """Return the tables that are not empty."""
+    every = [
+        Table("Optimizers", CASE_COLUMNS, case_rows(evidence), case_note(evidence)),
+        Table("Layers", LAYER_COLUMNS, layer_rows(evidence), LAYER_NOTE),
+        Table("Deliberate deviations", DEVIATION_COLUMNS, deviation_rows(evidence), DEVIATION_NOTE),
+        Table("Real runs", TRAINING_COLUMNS, training_rows(evidence), TRAINING_NOTE),
+        Table("Contract", CHECK_COLUMNS, check_rows(evidence), CHECK_NOTE),
+    ]
+    return [table for table in every if table.rows]
+
+
 def print_report(evidence: Evidence) -> None:
     """Print the tables, whatever claim is not met, and the line for scripts."""
-    tables = [
-        (CASE_COLUMNS, case_rows(evidence), case_note(evidence)),
-        (LAYER_COLUMNS, layer_rows(evidence), LAYER_NOTE),
-        (DEVIATION_COLUMNS, deviation_rows(evidence), DEVIATION_NOTE),
-        (TRAINING_COLUMNS, training_rows(evidence), TRAINING_NOTE),
-        (CHECK_COLUMNS, check_rows(evidence), CHECK_NOTE),
-    ]
-    for columns, rows, note in tables:
-        if rows:
-            print_table(columns, rows, note)
+    for table in tables(evidence):
+        print_table(table.columns, table.rows, table.note)
     for line in (*evidence.notes, *complaints(evidence)):
         print(line)  # noqa: T201
     print(evidence.summary())  # noqa: T201

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
+import hashlib
 import math
 import multiprocessing
 import os
@@ -12,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -64,6 +67,7 @@ class Evidence:
         notes: how a class was judged, in sentences: what was left out, and what cannot be compared.
         subject: the class that was judged, if it is not ours; its dotted name.
         environment: versions, device, threads and date.
+        code: what was judged: a digest of each file of `reimpl.optim` and `reimpl.nn`.
         seconds: how long it took.
     """
 
@@ -74,6 +78,7 @@ class Evidence:
     notes: list[str] = field(default_factory=list)
     subject: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -135,6 +140,7 @@ class Evidence:
             "holds": self.holds,
             "summary": self.summary(),
             "environment": self.environment,
+            "code": self.code,
             "close_factor": CLOSE_FACTOR,
             "fused_factor": FUSED_FACTOR,
             "layer_factor": LAYER_FACTOR,
@@ -211,7 +217,7 @@ def verify(
         ModuleNotFoundError: if a real run is asked for and scikit-learn, which has the images, is not installed.
     """
     started = time.monotonic()
-    evidence = Evidence(environment={**environment(device), "processes": processes})
+    evidence = Evidence(environment={**environment(device), "processes": processes}, code=digests())
     for outcome in carry_out([*cases, *trainings], device, processes):
         if isinstance(outcome, Training):
             evidence.trainings.append(outcome)
@@ -330,6 +336,37 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def digests(root: Path = Path(reimpl.__file__).parent) -> dict[str, str]:
+    """Return a digest of the code of each file of `reimpl.optim` and `reimpl.nn`, by its path.
+
+    Args:
+        root: of the package.
+    """
+    files = sorted(file for part in ("optim", "nn") for file in root.joinpath(part).rglob("*.py"))
+    return {file.relative_to(root.parent).as_posix(): digest(file.read_text(encoding="utf-8")) for file in files}
+
+
+def digest(source: str) -> str:
+    """Return a digest of Python code, the same whatever its comments and docstrings are."""
+    return hashlib.sha256(repr(skeleton(ast.parse(source))).encode()).hexdigest()[:16]
+
+
+def skeleton(node: Any) -> Any:
+    """Return a syntax tree as nested tuples, without places and texts that stand for themselves."""
+    if isinstance(node, list):
+        return tuple(skeleton(part) for part in node if not is_text(part))
+    if not isinstance(node, ast.AST):
+        return node
+    parts = [(name, skeleton(value)) for name, value in ast.iter_fields(node)]
+    # Newer Pythons have more fields, empty in older code.
+    return type(node).__name__, *(part for part in parts if part[1] is not None and part[1] != ())
+
+
+def is_text(node: Any) -> bool:
+    """Return whether a statement is a docstring."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def processor() -> str:

@@ -196,3 +196,4 @@ SCENARIOS = {
         ),
     )
 }
+"""What the optimizers are run on, by name."""

@@ -477,7 +477,7 @@ def test_differences_are_named():
 
 
 def test_the_documentation_lists_every_check():
-    page = (Path(__file__).parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "write.md").read_text(encoding="utf-8")
     section = page.partition("## The contract")[2].partition("## Against")[0]
     listed = re.findall(r"^\| ([\w ]+) \| (.*) \|$", section, re.M)
     assert dict(listed[1:]) == {name: function.__doc__ for name, function in CHECKS.items()}

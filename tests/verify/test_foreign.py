@@ -15,7 +15,7 @@ from reimpl.cli import main
 from reimpl.verify import comparison, judge_foreign, run_contract
 from reimpl.verify.foreign import ForeignClassError, find_class
 
-DOCS = (Path(__file__).parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "write.md").read_text(encoding="utf-8")
 FLOAT32 = (torch.float32,)
 
 

@@ -21,7 +21,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     Along one dimension of size $n$ with $l$ places before and $r$ after it, $y_i$ for
     $0 \le i < l + n + r$ is the input at $p = i - l$. What stands at a $p$ outside of $0 \dots n - 1$ is the mode's:
 
-    | mode | $y_i$ | 1 2 3 4 5, padded by 2 |
+    | mode | output $y_i$ | 1 2 3 4 5, padded by 2 |
     |---|---|---|
     | constant | `value` | 0 0 1 2 3 4 5 0 0 |
     | reflect | $x_{n - 1 - \lvert n - 1 - \lvert p \rvert \rvert}$: a mirror on the last value | 3 2 1 2 3 4 5 4 3 |

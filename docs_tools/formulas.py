@@ -1,0 +1,71 @@
+"""Formulas without JavaScript: every one of the built pages is rendered by one run of KaTeX."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from mkdocs.exceptions import PluginError
+
+TOOLS = Path(__file__).parent
+KATEX = TOOLS / "node_modules" / "katex" / "dist"
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</\1>', re.S)
+PLAIN = re.compile(r"\\\((.*?)\\\)|\\\[.*?\\\]", re.S)
+
+
+def render_site(site: Path) -> None:
+    """Render the formulas of every page, copy the style sheet and fonts, and make words of those in the search index."""
+    if not KATEX.is_dir():
+        raise PluginError(f"KaTeX is not installed; run: npm ci --prefix {TOOLS.name}")
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(site.rglob("*.html"))}
+    where = {formula(match): path for path, text in pages.items() for match in FORMULA.finditer(text)}
+    rendered = render(list(where), [str(path.relative_to(site)) for path in where.values()])
+    for path, text in pages.items():
+        if "arithmatex" in text:
+            path.write_text(FORMULA.sub(lambda match: rendered[formula(match)], text), encoding="utf-8")
+    target = site / "katex"
+    (target / "fonts").mkdir(parents=True, exist_ok=True)
+    shutil.copy(KATEX / "katex.min.css", target)
+    for font in (KATEX / "fonts").glob("*.woff2"):
+        shutil.copy(font, target / "fonts")
+    simplify_index(site / "search" / "search_index.json")
+
+
+def formula(match: re.Match[str]) -> tuple[str, bool]:
+    """Return a formula's TeX, and whether it stands on lines of its own."""
+    return html.unescape(match[2] or match[3] or ""), match[1] == "div"
+
+
+def render(formulas: list[tuple[str, bool]], pages: list[str]) -> dict[tuple[str, bool], str]:
+    """Return the HTML of each formula."""
+    given = json.dumps([{"tex": tex, "display": display} for tex, display in formulas])
+    try:
+        done = subprocess.run(["node", TOOLS / "render.mjs"], input=given, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise PluginError("the documentation's formulas are rendered by Node.js; there is no `node` here") from error
+    found = json.loads(done.stdout)
+    wrong = [f"{page}: {x['error']}" for page, x in zip(pages, found, strict=True) if isinstance(x, dict)]
+    if wrong:
+        raise PluginError("\n".join(wrong))
+    return dict(zip(formulas, found, strict=True))
+
+
+def simplify_index(file: Path) -> None:
+    """Write short formulas of the search index as text, and leave out those that stand on lines of their own."""
+    from pylatexenc.latex2text import LatexNodes2Text
+
+    to_text = LatexNodes2Text()
+    index = json.loads(file.read_text(encoding="utf-8"))
+
+    def replace(match: re.Match[str]) -> str:
+        tex = html.unescape(match[1] or "")
+        return html.escape(to_text.latex_to_text(tex), quote=False) if tex else ""
+
+    for entry in index["docs"]:
+        for key in ("title", "text"):
+            entry[key] = PLAIN.sub(replace, entry[key])
+    file.write_text(json.dumps(index, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
