@@ -5,12 +5,12 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-KATEX := docs_tools/node_modules/.package-lock.json
+NODE := docs_tools/node_modules/.package-lock.json
 export NO_MKDOCS_2_WARNING := 1
 export DISABLE_MKDOCS_2_WARNING := true
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint types docs serve bench layers format clean
+.PHONY: help verify test lint types docs site serve evidence bench layers format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,21 @@ lint: $(VENV)/.dev ## check style and format
 types: $(VENV)/.dev ## check the types of reimpl/
 	$(BIN)/mypy
 
-docs: $(VENV)/.docs $(KATEX) ## build the documentation into site/
+docs: $(VENV)/.docs $(NODE) ## build the documentation into site/
 	$(BIN)/python -m mkdocs build --strict
 
-serve: $(VENV)/.docs $(KATEX) ## build the documentation and show it on localhost
+site: docs $(NODE) ## build them twice to the same bytes, and look at each page in headless Chromium
+	FRESH=1 $(BIN)/python -m mkdocs build --strict --site-dir build/site
+	diff -r site build/site
+	node --test tests/site/*.test.mjs
+
+serve: $(VENV)/.docs $(NODE) ## build the documentation and show it on localhost
 	$(BIN)/python -m mkdocs serve --strict
+
+evidence: $(VENV)/.cli ## verify everything, and renew what the documentation shows of it
+	mkdir -p build
+	$(BIN)/reimpl verify --json build/evidence.json
+	$(BIN)/python -m docs_tools.evidence condense build/evidence.json docs/evidence/cpu.json
 
 bench: $(VENV)/.bench ## time a step of each optimizer beside torch's; ARGS="Adam --quick --plot times.svg"
 	$(BIN)/reimpl bench $(ARGS)
@@ -46,15 +56,15 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff format
 
 clean: ## remove what the other commands made, the environment included
-	rm -rf $(VENV) docs_tools/node_modules site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs_tools/node_modules docs_tools/.cache site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "reimpl needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(KATEX): docs_tools/package-lock.json
-	@command -v npm >/dev/null || { echo "the documentation's formulas are rendered by Node.js: install node and npm"; exit 1; }
+$(NODE): docs_tools/package-lock.json
+	@command -v npm >/dev/null || { echo "the documentation is finished by Node.js (formulas, drawings): install node and npm"; exit 1; }
 	npm ci --silent --prefix docs_tools
 	@touch $@
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File
 
 HERE = Path(__file__).parent
@@ -25,9 +26,12 @@ class Build:
     questions: list[Any]
     symbols: dict[str, list[Any]]
     html: dict[str, str]
+    changed: list[Any]
+    written_for: str
 
 
 build = Build()
+log = get_plugin_logger("reimpl")
 
 
 def on_config(config: Any) -> Any:
@@ -45,8 +49,10 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Run the code of all pages, and collect what pages say about each other."""
-    from docs_tools import blocks, notation, reference
+    from docs_tools import blocks, evidence, notation, reference
+    from reimpl.read import drift
     from reimpl.read.pages import questions
+    from reimpl.read.quote import TORCH_VERSION
 
     pages = [file for file in files.documentation_pages() if file.abs_src_path]
     build.texts = {file.src_uri: Path(file.abs_src_path).read_text(encoding="utf-8") for file in pages}
@@ -54,9 +60,16 @@ def on_files(files: Any, config: Any) -> Any:
     build.symbols = notation.symbols(build.texts.get("notation.md", ""))
     build.html = {}
     try:
+        if config.nav:
+            evidence.check()
         build.results = blocks.run_pages(build.texts, fresh="FRESH" in os.environ)
-    except blocks.BlockError as error:
+    except (blocks.BlockError, evidence.StaleError) as error:
         raise PluginError(str(error)) from error
+    if config.nav and (unknown := drift.missing(build.texts)):
+        raise PluginError(f"no digest is kept of {', '.join(unknown)}: run python -m docs_tools.digests")
+    build.changed, build.written_for = list(drift.changes(build.texts)), drift.kept()["torch"]
+    for change in build.changed:
+        log.info(f"torch {TORCH_VERSION}: {change.path}, quoted in {', '.join(change.pages)}, is another; reimpl read drift shows it")
     for path, text in reference.pages().items() if config.nav else ():
         files.append(File.generated(config, path, content=text))
     return files
@@ -81,7 +94,7 @@ def fill(markdown: str, name: str) -> str:
     from reimpl.read.pages import ASKED, NUMBER, REFERENCE
     from reimpl.read.quote import source
 
-    markdown = bibliography.cite(with_results(markdown, name), name)
+    markdown = bibliography.cite(with_results(with_changes(markdown, name), name), name)
     markdown = SOURCES.sub(lambda match: kept(sources.beside(match[1])), markdown)
     markdown = SOURCE.sub(lambda match: kept(sources.piece(match[1], match[2] or "")), markdown)
     markdown = DIRECTIVE.sub(lambda match: directive(match, markdown, name), markdown)
@@ -93,6 +106,18 @@ def fill(markdown: str, name: str) -> str:
 
     markdown = outside_code(markdown, lambda text: REFERENCE.sub(refer, NUMBER.sub(r"\1", text)))
     return re.sub(rf"^({ASKED}.*)$", r"\1\n{ .asked }", markdown, flags=re.M)
+
+
+def with_changes(markdown: str, name: str) -> str:
+    """Return a page with a word on what it quotes and the installed torch has otherwise."""
+    from reimpl.read.quote import TORCH_VERSION
+
+    changed = [change.path for change in build.changed if name in change.pages]
+    if not changed:
+        return markdown
+    note = f"This page is written for torch {build.written_for} and was built with {TORCH_VERSION}, where "
+    note += f"{', '.join(f'`{path}`' for path in changed)} changed."
+    return re.sub(r"^(# .*\n)", rf'\1\n!!! warning "Another torch"\n    {note}\n', markdown, count=1, flags=re.M)
 
 
 def outside_code(markdown: str, change: Any) -> str:
@@ -142,16 +167,19 @@ def directive(match: re.Match[str], markdown: str, name: str) -> str:
         "symbols": lambda _: notation.used(markdown, name, build.symbols),
         "questions index": lambda _: questions.index(build.questions, name),
         "bibliography": lambda _: bibliography.page(bibliography.citations(bibliography.DOCS)),
-        "evidence": lambda section: kept(evidence.rows(section, up)),
-        "evidence summary": lambda _: kept(evidence.summary()),
+        "evidence": lambda section: evidence.rows(section, up),
+        "evidence summary": lambda _: evidence.summary(),
         "evidence page": lambda _: evidence.page(),
-        "times": lambda optimizer: kept(evidence.bench_rows(optimizer)),
+        "times": lambda optimizer: evidence.bench_rows(optimizer),
         "layer times": lambda _: times.layers(),
         "versus": lambda pair: kept(sources.versus(*pair.split(" || "))),
     }
     if match[1] not in answers:
         raise PluginError(f"{name}: there is no directive {match[0]}")
-    return answers[match[1]](match[2])
+    try:
+        return answers[match[1]](match[2])
+    except (ValueError, OSError) as error:
+        raise PluginError(f"{name}: {match[0]}: {error}") from error
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

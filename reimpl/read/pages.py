@@ -44,7 +44,8 @@ class Question:
     @property
     def address(self) -> str:
         """Where it stands on the site, relative to its root."""
-        return f"{self.page.removesuffix('.md').removesuffix('index')}/#{self.anchor}"
+        folder, _, name = self.page.removesuffix(".md").rpartition("/")
+        return "/".join(filter(None, [folder, "" if name == "index" else name, f"#{self.anchor}"]))
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,15 @@ def count_nan(params: list[Tensor]) -> Finding:
     return Finding(not lost, f"{lost:,} of {sum(map(Tensor.numel, params)):,} elements are NaN")
 
 
+def half_precision_vector(make: Make) -> Finding:
+    """Take a step with a bfloat16 parameter that fills a vector register."""
+    param = torch.full((64,), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    param.grad = torch.ones_like(param)
+    make([param], lr=0.25, fused=True).step()
+    moved = int((param == 0.25).sum())
+    return Finding(moved == 64, f"{moved} of 64 elements have moved")
+
+
 def constant_gradient(make: Make) -> Finding:
     """Take steps with a gradient that does not change."""
     generator = torch.Generator().manual_seed(0)
@@ -226,6 +235,12 @@ DEVIATIONS = (
         "fused=True, first momentum of one parameter beside another's second",
         "it takes the lack of one buffer for the lack of all",
         late_momentum,
+    ),
+    Deviation(
+        "SGD",
+        "fused=True on the CPU, bfloat16 parameters of 16 elements or more",
+        "its kernel for vectors of half precision does not move the parameter",
+        half_precision_vector,
     ),
     Deviation(
         "RMSprop",

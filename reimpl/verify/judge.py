@@ -94,11 +94,15 @@ def judge(
 def has_fused(optimizer: type[torch.optim.Optimizer], case: Case) -> bool:
     """Return whether a class has fused kernels for a case.
 
-    Those of torch take no complex parameters, and that of SGD none that get their first momentum beside others that
-    have theirs.
+    Those of torch take no complex parameters; that of SGD takes none that get their first momentum beside others that
+    have theirs, and on the CPU leaves most of a half-precision parameter as it was.
     """
-    late = case.optimizer == "SGD" and "momentum" in case.options and case.scenario.name in ("missing", "exchange")
-    return "fused" in inspect.signature(optimizer).parameters and not case.dtype.is_complex and not late
+    if "fused" not in inspect.signature(optimizer).parameters or case.dtype.is_complex:
+        return False
+    if case.optimizer != "SGD":
+        return True
+    late = "momentum" in case.options and case.scenario.name in ("missing", "exchange")
+    return not late and case.dtype not in (torch.float16, torch.bfloat16)
 
 
 def compare(
