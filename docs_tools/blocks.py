@@ -1,7 +1,7 @@
 """Runs the code of the pages, and keeps what it shows.
 
-A block is a fence ```` ```python run ```` (its code is shown, then what it shows) or ```` ```python fold title="…" alt="…" ````
-(what it shows, if anything, then its code, folded). It shows what it prints, the value of its last line, and every figure that it makes.
+A block is a fence `python run` (its code is shown, then what it shows) or `python fold title="…" alt="…"` (what it shows,
+if anything, then its code, folded). It shows what it prints, the value of its last line, and every figure that it makes.
 Blocks share their names within a section, a heading of level 2 or 3; `[0.5]{= x:.1f}` in the section's prose is checked
 against the names at its end.
 """
@@ -152,7 +152,8 @@ def table(value: Any, block: Block) -> str:
     name = html.escape(title or "table")
     caption = f"<figcaption>{name}</figcaption>" if title else ""
     # `<table class` keeps Material's script from wrapping it again.
-    return f'<figure class="result"><div class="scroll" tabindex="0" role="region" aria-label="{name}">{text}</div>{caption}</figure>'
+    scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{text}</div>'
+    return f'<figure class="result">{scroll}{caption}</figure>'
 
 
 def run_pages(texts: dict[str, str], fresh: bool = False) -> dict[str, list[Result]]:

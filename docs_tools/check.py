@@ -1,19 +1,17 @@
-"""Checks single pages while they are written: `python -m docs_tools.check docs/optim/sgd.md [--write] [--preview DIR]`."""
+"""Checks single pages while they are written: `python -m docs_tools.check docs/optim/sgd.md --preview DIR`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from docs_tools.blocks import numbers_of, run_in_processes
-from reimpl.read.pages import NUMBER, questions, sections
+from reimpl.read.pages import NUMBER, REFERENCE, alignments, folder, questions, sections
 from reimpl.read.quote import QuoteError, align, source
-from reimpl.read.pages import REFERENCE, alignments, folder
 
 ALWAYS = ("notation.md", "bibliography.md")
 
@@ -41,9 +39,7 @@ def check(page: Path, write: bool) -> list[str]:
         values = iter([value for result in results for value in result.numbers])
         known = {(w, c) for section in sections(text) for _, w, c in numbers_of(section)}
         if all(not r.problems or "the page says" in " ".join(r.problems) for r in results):
-            text = NUMBER.sub(
-                lambda m: f"[{next(values)}]{{= {m[2]}}}" if (m[1], m[2]) in known else m[0], text
-            )
+            text = NUMBER.sub(lambda m: f"[{next(values)}]{{= {m[2]}}}" if (m[1], m[2]) in known else m[0], text)
             page.write_text(text, encoding="utf-8")
             for result in results:
                 result.problems.clear()
@@ -58,9 +54,11 @@ def check(page: Path, write: bool) -> list[str]:
             align(spec)
         except QuoteError as error:
             problems.append(f"{name}: {error}")
-    for question in questions({name: text}):
-        if re.search(r"\$", question.answer):
-            problems.append(f"{name}#{question.anchor}: the short answer has a formula, which a terminal cannot show")
+    problems += [
+        f"{name}#{question.anchor}: the short answer has a formula, which a terminal cannot show"
+        for question in questions({name: text})
+        if "$" in question.answer
+    ]
     return problems
 
 

@@ -75,7 +75,9 @@ def to_svg(figure: Any, title: str, about: str) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| font-family: 'DejaVu Sans';", "", svg, flags=re.S)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| font-family: 'DejaVu Sans';", "", svg, flags=re.S
+    )
     svg = GEOMETRY.sub(lambda match: match[1] + DIGITS.sub(_rounded, match[2]), svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     for color, variable in VARIABLES.items():
@@ -85,8 +87,10 @@ def to_svg(figure: Any, title: str, about: str) -> str:
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{key}-", svg)
     view = re.search(r'viewBox="([^"]*)"', svg)
     assert view is not None
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view[1]}" role="img" aria-label="{html.escape(title)}">'
-    return re.sub(r"<svg[^>]*>", f"{head}\n<desc>{html.escape(about)}</desc>".replace("\\", r"\\"), svg, count=1)
+    about = html.escape(about)
+    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{view[1]}" role="img"'
+    head += f' aria-label="{html.escape(title)}">\n<desc>{about}</desc>'
+    return head + svg.partition(">")[2]
 
 
 def _rounded(match: re.Match[str]) -> str:

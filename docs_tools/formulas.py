@@ -18,7 +18,7 @@ PLAIN = re.compile(r"\\\((.*?)\\\)|\\\[.*?\\\]", re.S)
 
 
 def render_site(site: Path) -> None:
-    """Render the formulas of every page, copy the style sheet and fonts, and make words of those in the search index."""
+    """Render the formulas of every page, copy KaTeX's style sheet and fonts, and put words into the search index."""
     if not KATEX.is_dir():
         raise PluginError(f"KaTeX is not installed; run: npm ci --prefix {TOOLS.name}")
     pages = {path: path.read_text(encoding="utf-8") for path in sorted(site.rglob("*.html"))}

@@ -61,7 +61,7 @@ def on_files(files: Any, config: Any) -> Any:
     build.html = {}
     try:
         if config.nav:
-            evidence.check() if "STALE" not in os.environ else None
+            evidence.check()
         build.results = blocks.run_pages(build.texts, fresh="FRESH" in os.environ)
     except (blocks.BlockError, evidence.StaleError) as error:
         raise PluginError(str(error)) from error
@@ -69,13 +69,14 @@ def on_files(files: Any, config: Any) -> Any:
         raise PluginError(f"no digest is kept of {', '.join(unknown)}: run python -m docs_tools.digests")
     build.changed, build.written_for = list(drift.changes(build.texts)), drift.kept()["torch"]
     for change in build.changed:
-        log.info(f"torch {TORCH_VERSION}: {change.path}, quoted in {', '.join(change.pages)}, is another; reimpl read drift shows it")
+        where = ", ".join(change.pages)
+        log.info(f"torch {TORCH_VERSION} has another {change.path} than {where} quotes: reimpl read drift")
     for path, text in reference.pages().items() if config.nav else ():
         files.append(File.generated(config, path, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put in what the page's code shows, the sources and tables that it asks for, and its links."""
     from reimpl.read.quote import QuoteError
 
@@ -83,7 +84,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     if name not in build.texts:
         return markdown
     try:
-        return fill(build.texts[name].split("\n---\n", 1)[-1] if build.texts[name].startswith("---") else markdown, name)
+        return fill(markdown, name)
     except QuoteError as error:
         raise PluginError(f"{name}: {error}") from error
 
@@ -155,7 +156,7 @@ def kept(html: str) -> str:
     """Return a mark for a piece of HTML that Markdown is not to see."""
     key = f"kept-{len(build.html)}"
     build.html[key] = html
-    return f'\n<div data-{key}></div>\n'
+    return f"\n<div data-{key}></div>\n"
 
 
 def directive(match: re.Match[str], markdown: str, name: str) -> str:
@@ -182,12 +183,12 @@ def directive(match: re.Match[str], markdown: str, name: str) -> str:
         raise PluginError(f"{name}: {match[0]}: {error}") from error
 
 
-def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+def on_page_content(html: str, **_: Any) -> str:
     """Put in the HTML that Markdown has not seen."""
     return re.sub(r"(?:<p>)?<div data-(kept-\d+)></div>(?:</p>)?", lambda match: build.html[match[1]], html)
 
 
-def on_post_page(output: str, page: Any, config: Any) -> str:
+def on_post_page(output: str, **_: Any) -> str:
     """Leave out of a page what no reader needs."""
     from docs_tools import reference
 

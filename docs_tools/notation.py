@@ -48,5 +48,5 @@ def used(markdown: str, page: str, known: dict[str, list[Symbol]]) -> str:
     part = page.partition("/")[0]
     to = os.path.relpath("notation.md", os.path.dirname(page) or ".")
     there = [*known.get("all", []), *known.get(part, [])]
-    items = [f"[${symbol.tex[0]}$ {symbol.meaning}]({to}#{symbol.anchor})" for symbol in there if symbol.is_in(formulas)]
+    items = [f"[${one.tex[0]}$ {one.meaning}]({to}#{one.anchor})" for one in there if one.is_in(formulas)]
     return f"Symbols: {' · '.join(items)}\n{{ .symbols }}"

@@ -41,6 +41,8 @@ def index(among: list[Question], page: str) -> str:
             lines += [f"- {link(q, page, q.text)}" for q in of_group if q.subject == subject]
             lines.append("")
     lines += ["## As they are asked", ""]
-    asked = sorted({(phrase, q.page, q.anchor): q for q in among for phrase in q.asked}.items(), key=lambda x: x[0][0].lower())
+    asked = sorted(
+        {(phrase, q.page, q.anchor): q for q in among for phrase in q.asked}.items(), key=lambda x: x[0][0].lower()
+    )
     lines += [f"- {link(q, page, phrase)}" for (phrase, _, _), q in asked]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def beside(text: str) -> str:
         about = f"<span>{words(step.about)}</span>" if step.about else ""
         rows.append(
             f'<div class="step"><div class="what"><strong>{words(step.title)}</strong>{about}</div>'
-            f'{side(step.ours, "ours")}{side(step.torch, "torch")}</div>'
+            f"{side(step.ours, 'ours')}{side(step.torch, 'torch')}</div>"
         )
     heads = '<div class="heads" aria-hidden="true"><span>reimpl</span><span>torch</span></div>'
     return f'<div class="beside" data-search-exclude>{heads}{"".join(rows)}</div>'

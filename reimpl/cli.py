@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_verify(commands.add_parser("verify", help="prove that the results are torch's", description=VERIFY))
     add_bench(commands.add_parser("bench", help="time a step of every optimizer beside torch's", description=BENCH))
-    add_read(commands.add_parser("read", help="find an answer, or the source of a class beside torch's", description=READ))
+    add_read(
+        commands.add_parser("read", help="find an answer, or the source of a class beside torch's", description=READ)
+    )
     options = parser.parse_args(arguments)
     run = {"verify": run_verify, "bench": run_bench, "read": run_read}[options.command]
     return run(options, commands.choices[options.command])
@@ -319,9 +321,9 @@ def choose(kind: str, names: Sequence[str], valid: Sequence[str], parser: argpar
     return list(dict.fromkeys(names))
 
 
-READ = """Print the answer to a question: reimpl read "what does dampening do". Or a class's source beside torch's, step by
-step: reimpl read optim.SGD. Or which of torch's functions have changed since the documentation was written: reimpl read
-drift (exit status 1 if one has)."""
+READ = """Print the answer to a question: reimpl read "what does dampening do". Or a class's source beside torch's, step
+by step: reimpl read optim.SGD. Or which of torch's functions have changed since the documentation was written: reimpl
+read drift (exit status 1 if one has)."""
 
 
 def add_read(parser: argparse.ArgumentParser) -> None:

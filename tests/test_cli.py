@@ -171,3 +171,47 @@ def test_real_run_without_scikit_learn(monkeypatch, capsys):
 def test_module_runs():
     done = subprocess.run([sys.executable, "-m", "reimpl", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("reimpl ")
+
+
+def test_read_prints_the_short_answer(capsys):
+    pytest.importorskip("rich")
+    assert main(["read", "what", "does", "dampening", "do"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("What is dampening for")
+    assert "optim/sgd/#dampening" in output
+
+
+@pytest.mark.parametrize("name", ["optim.SGD", "sgd", "reimpl.optim.SGD"])
+def test_read_shows_both_sources(name, capsys):
+    pytest.importorskip("rich")
+    assert main(["read", name]) == 0
+    output = capsys.readouterr().out
+    assert "reimpl/optim/sgd.py:" in output
+    assert "torch/optim/sgd.py:" in output
+    assert "momentum_buffer.mul_(momentum)" in output
+
+
+def test_read_shows_any_function(capsys):
+    pytest.importorskip("rich")
+    assert main(["read", "optim.arguments.require"]) == 0
+    assert "def require" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["zxqv", "optim.Nothing"])
+def test_read_refuses_what_is_not_there(what, capsys):
+    pytest.importorskip("rich")
+    with pytest.raises(SystemExit) as caught:
+        main(["read", what])
+    assert caught.value.code == 2
+    assert repr(what) in capsys.readouterr().err
+
+
+def test_read_drift_says_what_has_changed(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    from reimpl.read.drift import Change
+
+    monkeypatch.setattr("reimpl.cli.changes", lambda: [Change("torch.f", ("optim/sgd.md",), ("+ new",))])
+    assert main(["read", "drift"]) == 1
+    assert "torch.f  (quoted in optim/sgd.md)" in capsys.readouterr().out
+    monkeypatch.setattr("reimpl.cli.changes", list)
+    assert main(["read", "drift"]) == 0

@@ -95,8 +95,8 @@ class SGD(RuleOptimizer):
         form keeps the look-ahead point as the parameter.
 
     Differs from torch:
-        With `foreach=True` and `nesterov=True`, torch's step overwrites `p.grad`; this one does not. With `fused=True` on
-        the CPU, torch's step leaves most of a float16 or bfloat16 parameter as it was; this one moves all of it. With
+        With `foreach=True` and `nesterov=True`, torch's step overwrites `p.grad`; this one does not. With `fused=True`
+        on the CPU, torch's leaves most of a float16 or bfloat16 parameter as it was; this one moves all of it. With
         `differentiable=True`, gradients flow through the first step's buffer too, which torch detaches.
 
     Source:

@@ -1,7 +1,7 @@
 """Reading: the questions that the documentation answers, and our source beside torch's, in the terminal.
 
-`reimpl read optim.SGD` shows a rule beside torch's source, `reimpl read "dampening"` prints the answer to a question, and
-`reimpl read drift` says which of torch's functions are no longer those that the pages quote.
+`reimpl read optim.SGD` shows a rule beside torch's source, `reimpl read "dampening"` prints the answer to a question,
+and `reimpl read drift` says which of torch's functions are no longer those that the pages quote.
 """
 
 from reimpl.read.drift import Change, changes

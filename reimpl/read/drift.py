@@ -23,7 +23,7 @@ class Change:
     path: str
     pages: tuple[str, ...]
     lines: tuple[str, ...]
-    """As in a unified diff: kept and new lines as they are installed; of those that are gone only the digest is known."""
+    """As in a unified diff: lines that stay and new ones as installed; of one that is gone only the digest is known."""
 
 
 def quoted(texts: dict[str, str]) -> dict[str, tuple[str, ...]]:

@@ -20,8 +20,57 @@ ASKED = "Asked as: "
 ANSWER = re.compile(r'^!!! answer(?: ".*")?\n((?:    .*\n|\n)+)', re.M)
 WORD = re.compile(r"[a-z0-9_]+(?:[.-][a-z0-9_]+)*")
 COMMON = frozenset(
-    "a an and are as at be by can do does for from how i if in is it its my not of on or so than that the there this to "
-    "use used what when where which why will with you your pytorch torch mean should between difference".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "between",
+        "by",
+        "can",
+        "difference",
+        "do",
+        "does",
+        "for",
+        "from",
+        "how",
+        "i",
+        "if",
+        "in",
+        "is",
+        "it",
+        "its",
+        "mean",
+        "my",
+        "not",
+        "of",
+        "on",
+        "or",
+        "pytorch",
+        "should",
+        "so",
+        "than",
+        "that",
+        "the",
+        "there",
+        "this",
+        "to",
+        "torch",
+        "use",
+        "used",
+        "what",
+        "when",
+        "where",
+        "which",
+        "why",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
 )
 
 
@@ -190,7 +239,7 @@ def alignments(text: str) -> list[str]:
 
 
 def beside(name: str) -> list[Step]:
-    """Return the aligned source of a class that a page is about, as `optim.SGD` or `SGD`; nothing if there is no such page."""
+    """Return the aligned source of a class that a page is about, as `optim.SGD` or `SGD`; nothing without a page."""
     wanted = name.removeprefix("reimpl.").removeprefix("torch.").lower()
     for text in pages().values():
         about = [section.lower() for section in re.findall(r"^<!-- evidence: ([\w.]+) -->$", text, re.M)]

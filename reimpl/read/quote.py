@@ -1,4 +1,4 @@
-"""Source code, quoted as it is installed: by the dotted path of a function, and by lines that are named, not numbered."""
+"""Source code, quoted as installed: by the dotted path of a function, and by lines that are named, not numbered."""
 
 from __future__ import annotations
 
@@ -141,8 +141,10 @@ def _docstring(text: list[str]) -> range:
     definition = ast.parse("\n".join(text)).body[0]
     body = getattr(definition, "body", [definition])
     first = body[0]
-    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    if not is_text or not isinstance(first.value.value, str) or first.end_lineno == first.lineno or len(body) == 1:  # type: ignore[attr-defined]
+    is_text = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    if not is_text or first.end_lineno == first.lineno or len(body) == 1:
         return range(0)
     end = first.end_lineno or 0
     while end < len(text) and not text[end].strip():

@@ -53,27 +53,37 @@ def print_steps(title: str, steps: Sequence[Step]) -> None:
         table.add_column(ratio=1)
         table.add_row(side(step.ours, width), side(step.torch, width))
         about = Text.assemble((in_words(step.title), "bold"), "  ", in_words(step.about))
-        console.print(Panel(table, title=about, title_align="left", subtitle=title, subtitle_align="right", border_style="dim"))
+        console.print(
+            Panel(table, title=about, title_align="left", subtitle=title, subtitle_align="right", border_style="dim")
+        )
 
 
 def print_source(of: Source) -> None:
     """Print a function with the numbers that its lines have."""
-    Console().print(listing(of.lines, of.file, of.file))
+    Console().print(listing(of.lines, of.file))
 
 
 def side(of: Side, width: int) -> RenderableType:
     """Return one side of a step."""
-    return Group(*(listing(lines, source.file, source.file, width) for source, lines in of.parts if lines))
+    return Group(*(listing(lines, source.file, width) for source, lines in of.parts if lines))
 
 
-def listing(lines: tuple[Line, ...], name: str, file: str, width: int | None = None) -> RenderableType:
+def listing(lines: tuple[Line, ...], file: str, width: int | None = None) -> RenderableType:
     """Return lines of code in colour, under the name of their file."""
     indent = min((len(line.text) - len(line.text.lstrip()) for line in lines if line.text.strip()), default=0)
     code = "\n".join(line.text[indent:] for line in lines)
     lexer = "python" if file.endswith(".py") else "cpp"
     return Group(
-        Text(f"{name}:{lines[0].number}", style="dim"),
-        Syntax(code, lexer, theme="ansi_dark", line_numbers=True, start_line=lines[0].number, word_wrap=True, code_width=width and width - 6),
+        Text(f"{file}:{lines[0].number}", style="dim"),
+        Syntax(
+            code,
+            lexer,
+            theme="ansi_dark",
+            line_numbers=True,
+            start_line=lines[0].number,
+            word_wrap=True,
+            code_width=width and width - 6,
+        ),
     )
 
 

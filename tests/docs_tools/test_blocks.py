@@ -33,8 +33,10 @@ def test_a_plot_is_drawn_in_the_colours_of_the_page():
     result = run(PLOT)
     assert result.problems == []
     (shown,) = result.shown
-    assert 'aria-label="A line"' in shown and "<desc>A line that rises.</desc>" in shown
-    assert "var(--plot-0)" in shown and "#0103" not in shown
+    assert 'aria-label="A line"' in shown
+    assert "<desc>A line that rises.</desc>" in shown
+    assert "var(--plot-0)" in shown
+    assert "#0103" not in shown
 
 
 def test_the_same_plot_has_the_same_bytes():
@@ -64,7 +66,8 @@ def test_what_is_printed_and_the_last_value_are_shown():
 
 def test_a_table_is_shown():
     result = run("### A\n\n```python run\nimport pandas as pd\n\npd.DataFrame({'n': [1]})\n```\n")
-    assert "<td>1</td>" in result.shown[0] and "style=" not in result.shown[0]
+    assert "<td>1</td>" in result.shown[0]
+    assert "style=" not in result.shown[0]
 
 
 def test_numbers_in_code_are_left_alone():
