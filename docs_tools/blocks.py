@@ -1,7 +1,7 @@
 """Runs the code of the pages, and keeps what it shows.
 
-A block is a fence `python run` (its code is shown, then what it shows) or `python fold title="…" alt="…"` (what it shows,
-if anything, then its code, folded). It shows what it prints, the value of its last line, and every figure that it makes.
+A block is a fence `python run` (its code is shown, then what it shows) or `python fold title="…" alt="…"` (what it
+shows, if anything, then its code, folded). It shows what it prints, the value of its last line, and every figure.
 Blocks share their names within a section, a heading of level 2 or 3; `[0.5]{= x:.1f}` in the section's prose is checked
 against the names at its end.
 """

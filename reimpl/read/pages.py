@@ -204,18 +204,24 @@ def _stem(word: str) -> str:
 def search(query: str, among: list[Question] | None = None) -> list[Question]:
     """Return the questions that a query may mean, the likeliest first.
 
-    A word counts the more the fewer questions have it, and less and less the more often it stands in one.
+    A word counts the more the fewer questions have it, and less and less the more often it stands in one. All counts
+    up to twice where the query is how the question is asked, word for word.
     """
-    asked = set(terms(query))
+    asked, spelled = set(terms(query)), set(WORD.findall(query.lower()))
     among = questions() if among is None else among
     having = Counter(word for question in among for word in question.words)
 
+    def likeness(phrase: str) -> float:
+        words = set(WORD.findall(phrase.lower()))
+        return len(spelled & words) / len(spelled | words)
+
     def score(question: Question) -> float:
-        return sum(
+        words = sum(
             math.log(1 + question.words[word]) * math.log(1 + len(among) / having[word])
             for word in asked
             if question.words[word]
         )
+        return words * (1 + max(map(likeness, (question.text, *question.asked))))
 
     scored = sorted(((score(question), i) for i, question in enumerate(among)), key=lambda pair: (-pair[0], pair[1]))
     return [among[i] for value, i in scored if value > 0]
