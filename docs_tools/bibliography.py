@@ -106,8 +106,12 @@ def year(key: str) -> str:
 
 
 def family(author: str) -> str:
-    """Return the family name."""
-    return author.rpartition(" ")[2]
+    """Return the family name, with the small words in front of it: van Laarhoven."""
+    names = author.split(" ")
+    start = len(names) - 1
+    while start > 0 and names[start - 1].islower():
+        start -= 1
+    return " ".join(names[start:])
 
 
 def order(key: str) -> tuple[list[str], str]:

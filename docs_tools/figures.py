@@ -71,6 +71,12 @@ def to_svg(figure: Any, title: str, about: str) -> str:
         title: what the reader sees under it.
         about: what one who doesn't see it needs to know.
     """
+    from matplotlib.ticker import NullLocator
+
+    for axes in figure.axes:  # the ticks between powers of ten would be most of the drawing
+        for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+            if scale == "log":
+                axis.set_minor_locator(NullLocator())
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = file.getvalue()

@@ -137,3 +137,8 @@ def test_a_key_is_family_name_and_year(key):
 def test_a_letter_tells_two_of_a_year_apart():
     labels = [bibliography.label(key) for key in KEYS]
     assert len(set(labels)) == len(labels)
+
+
+def test_a_family_name_keeps_its_small_words():
+    assert bibliography.family("Twan van Laarhoven") == "van Laarhoven"
+    assert bibliography.family("Diederik P. Kingma") == "Kingma"
