@@ -38,7 +38,9 @@ def check(page: Path, write: bool) -> list[str]:
     if write:
         values = iter([value for result in results for value in result.numbers])
         known = {(w, c) for section in sections(text) for _, w, c in numbers_of(section)}
-        if len(known) <= sum(len(r.numbers) for r in results) and all(not r.problems or "the page says" in " ".join(r.problems) for r in results):
+        if len(known) <= sum(len(r.numbers) for r in results) and all(
+            not r.problems or "the page says" in " ".join(r.problems) for r in results
+        ):
             text = NUMBER.sub(lambda m: f"[{next(values)}]{{= {m[2]}}}" if (m[1], m[2]) in known else m[0], text)
             page.write_text(text, encoding="utf-8")
             for result in results:

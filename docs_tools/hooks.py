@@ -56,7 +56,9 @@ def on_files(files: Any, config: Any) -> Any:
 
     pages = [file for file in files.documentation_pages() if file.abs_src_path]
     build.texts = {file.src_uri: Path(file.abs_src_path).read_text(encoding="utf-8") for file in pages}
-    build.questions = questions(build.texts)
+    order = named(config.nav or [])
+    ordered = sorted(build.texts, key=lambda page: order.index(page) if page in order else len(order))
+    build.questions = questions({page: build.texts[page] for page in ordered})
     build.symbols = notation.symbols(build.texts.get("notation.md", ""))
     build.html = {}
     try:
@@ -74,6 +76,13 @@ def on_files(files: Any, config: Any) -> Any:
     for path, text in reference.pages().items() if config.nav else ():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def named(nav: Any) -> list[str]:
+    """Return the pages of a navigation in their order."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in named(entry)]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -184,8 +193,9 @@ def directive(match: re.Match[str], markdown: str, name: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put in the HTML that Markdown has not seen."""
-    return re.sub(r"(?:<p>)?<div data-(kept-\d+)></div>(?:</p>)?", lambda match: build.html[match[1]], html)
+    """Put in the HTML that Markdown has not seen, and keep folded code out of the search."""
+    html = re.sub(r"(?:<p>)?<div data-(kept-\d+)></div>(?:</p>)?", lambda match: build.html[match[1]], html)
+    return html.replace('<details class="code">', '<details class="code" data-search-exclude>')
 
 
 def on_post_page(output: str, **_: Any) -> str:

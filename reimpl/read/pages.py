@@ -16,6 +16,7 @@ FENCE = re.compile(r"^(`{3,})(.*)$")
 HEADING = re.compile(r"^(#{1,6}) +(.*?)(?: *\{ *#([\w-]+)[^}]*\})? *$")
 NUMBER = re.compile(r"\[([^\[\]\n]+)\]\{= *(.+?) *\}", re.S)
 REFERENCE = re.compile(r"\{torch: *([\w./]+)(?: *\| *(.+?))? *\}")
+THREAD = re.compile(r"[\w.-]+/[\w.-]+#\d+(?:/#\d+)*")
 ASKED = "Asked as: "
 ANSWER = re.compile(r'^!!! answer(?: ".*")?\n((?:    .*\n|\n)+)', re.M)
 WORD = re.compile(r"[a-z0-9_]+(?:[.-][a-z0-9_]+)*")
@@ -173,7 +174,8 @@ def questions(texts: dict[str, str] | None = None) -> list[Question]:
             if not answer or not section.anchor:
                 continue
             asked = next((line for line in section.text.splitlines() if line.startswith(ASKED)), ASKED)
-            phrases = tuple(filter(None, (phrase.strip(" .") for phrase in plain(asked[len(ASKED) :]).split(" · "))))
+            listed = (phrase.strip(" .") for phrase in plain(asked[len(ASKED) :]).split(" · "))
+            phrases = tuple(phrase for phrase in listed if phrase and not THREAD.fullmatch(phrase))
             short = " ".join(plain(answer[1]).split())
             words = Counter[str]()
             for weight, part in (

@@ -11,7 +11,7 @@ PAGE = """# A page
 
 ### Is `x` seven? { #seven }
 
-Asked as: why seven · pytorch seven
+Asked as: why seven · pytorch seven · pytorch/pytorch#777
 
 !!! answer
     It is [7]{= 3 + 4}, see {torch: torch.optim.sgd._single_tensor_sgd | nesterov} and [this](other.md).
