@@ -14,11 +14,10 @@ from mkdocs.exceptions import PluginError
 TOOLS = Path(__file__).parent
 KATEX = TOOLS / "node_modules" / "katex" / "dist"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\(?:\((.*?)\\\)|\[(.*?)\\\])</\1>', re.S)
-PLAIN = re.compile(r"\\\((.*?)\\\)|\\\[.*?\\\]", re.S)
 
 
 def render_site(site: Path) -> None:
-    """Render the formulas of every page, copy KaTeX's style sheet and fonts, and put words into the search index."""
+    """Render the formulas of every page, and copy KaTeX's style sheet and fonts."""
     if not KATEX.is_dir():
         raise PluginError(f"KaTeX is not installed; run: npm ci --prefix {TOOLS.name}")
     pages = {path: path.read_text(encoding="utf-8") for path in sorted(site.rglob("*.html"))}
@@ -32,7 +31,6 @@ def render_site(site: Path) -> None:
     shutil.copy(KATEX / "katex.min.css", target)
     for font in (KATEX / "fonts").glob("*.woff2"):
         shutil.copy(font, target / "fonts")
-    simplify_index(site / "search" / "search_index.json")
 
 
 def formula(match: re.Match[str]) -> tuple[str, bool]:
@@ -52,20 +50,3 @@ def render(formulas: list[tuple[str, bool]], pages: list[str]) -> dict[tuple[str
     if wrong:
         raise PluginError("\n".join(wrong))
     return dict(zip(formulas, found, strict=True))
-
-
-def simplify_index(file: Path) -> None:
-    """Write short formulas of the search index as text, and leave out those that stand on lines of their own."""
-    from pylatexenc.latex2text import LatexNodes2Text
-
-    to_text = LatexNodes2Text()
-    index = json.loads(file.read_text(encoding="utf-8"))
-
-    def replace(match: re.Match[str]) -> str:
-        tex = html.unescape(match[1] or "")
-        return html.escape(to_text.latex_to_text(tex), quote=False) if tex else ""
-
-    for entry in index["docs"]:
-        for key in ("title", "text"):
-            entry[key] = PLAIN.sub(replace, entry[key])
-    file.write_text(json.dumps(index, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")

@@ -206,10 +206,12 @@ def on_post_page(output: str, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Check that the reference is complete, render the formulas, and make the site light."""
-    from docs_tools import formulas, reference, theme
+    """Check that the reference is complete, render the formulas, and make the site light and easy to search."""
+    from docs_tools import formulas, reference, search, theme
 
     if config.nav and (missing := reference.check(Path(config.site_dir))):
         raise PluginError("\n".join(missing))
-    formulas.render_site(Path(config.site_dir))
-    theme.finish(Path(config.site_dir))
+    site = Path(config.site_dir)
+    formulas.render_site(site)
+    search.prepare(site / "search" / "search_index.json", build.questions)
+    theme.finish(site)
