@@ -13,8 +13,8 @@ from pylatexenc.latex2text import LatexNodes2Text
 from reimpl.read.pages import Question
 
 FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[.*?\\\]", re.S)
-# Material's own weights let one word of a heading outweigh everything under it. With these, of 61 phrases that users
-# type 50 found their page first and 59 among the first three; with Material's 43 and 57 (`tests/site/phrases.json`).
+# Material's own weights let one word of a heading outweigh everything under it: of 61 phrases that users type
+# (`tests/site/phrases.json`), 46 found their page first and 57 among the first three; with these, 53 and 59.
 WEIGHTS = {"title": 20.0, "text": 1.0, "tags": 20.0}
 LISTS = ("", "bibliography/", "notation/")
 """Pages with a word on everything, which explain nothing of it."""

@@ -58,7 +58,7 @@ class Adadelta(RuleOptimizer):
             accumulated $u$ does not see it.
         rho: $\rho$ in $[0, 1]$, the weight of the past in both running means.
         eps: $\epsilon$, under both roots. Since $u$ starts at zero, it sets the size of the first updates:
-            $\sqrt{\epsilon / (1 - \rho)}$.
+            $\sqrt{\epsilon / (1 - \rho)}$ for gradients above that, about the gradient itself below.
         weight_decay: $\lambda$, an L2 penalty: it enters the gradient.
         foreach: True for the foreach engine, False for the loop; None chooses as torch does (foreach on accelerators).
         capturable: keep the step count on the parameter's device, so that a CUDA graph can hold the step.

@@ -61,7 +61,8 @@ class Adamax(RuleOptimizer):
 
     Args:
         params: tensors, `(name, tensor)` pairs, or dicts that define parameter groups.
-        lr: learning rate $\gamma$, a number or a one-element tensor; a bound of each step after the first ones.
+        lr: learning rate $\gamma$, a number or a one-element tensor; if $\beta_1 < \beta_2$,
+            no step is longer than $\gamma\,(1 - \beta_1) / (1 - \beta_1 / \beta_2)$.
         betas: $\beta_1$ and $\beta_2$ in $[0, 1)$.
         eps: $\epsilon$, in the unit of the gradient; added to $|g|$ inside of the maximum.
         weight_decay: $\lambda$, an L2 penalty: it enters the gradient.

@@ -43,7 +43,8 @@ def orthogonalize(matrix: Tensor, coefficients: tuple[float, float, float], step
 
     Args:
         matrix: of two dimensions.
-        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0; repeated, it ends between 0.68 and 1.14, not at 1.
+        coefficients: $a$, $b$ and $c$. Muon's make $p$ steep at 0; repeated five times, it brings what
+            was above 0.01 to between 0.68 and 1.14, not to 1.
         steps: how often.
         eps: the smallest Frobenius norm that the matrix is divided by, so that no singular value is above 1.
     """
@@ -93,8 +94,8 @@ class Muon(RuleOptimizer):
         eps: the smallest norm that $\tilde B$ is divided by, in the unit of the gradient.
         ns_steps: how many iterations, less than 100.
         adjust_lr_fn: $\rho$ for a matrix of $n$ rows and $m$ columns: $\sqrt{\max(1, n / m)}$ (None or "original"), or
-            $0.2 \sqrt{\max(n, m)}$ ("match_rms_adamw"), with which the root mean square of a step is about
-            $0.2\,\gamma$, as AdamW's.
+            $0.2 \sqrt{\max(n, m)}$ ("match_rms_adamw"), with which the root mean square of a step is a little
+            below $0.2\,\gamma$, as AdamW's.
 
     State:
         momentum_buffer: $B$, of the parameter's shape and dtype.

@@ -94,10 +94,11 @@ class RMSprop(RuleOptimizer):
     Differs from torch:
         Complex parameters with weight decay in the loop engine: torch adds the penalty in complex arithmetic and rounds
         once more. Where rounding makes the centered difference negative, as it can if the gradient hardly changes, it
-        is taken as 0 here; torch's root of it is NaN, and the parameter with it.
+        is taken as 0 here, so that the step is $\gamma g / \epsilon$; torch's root of it is NaN, and the parameter with
+        it.
 
     Source:
-        Hinton, Srivastava and Swersky, "Neural Networks for Machine Learning", lecture 6a, 2012; Graves, "Generating
+        Tieleman and Hinton, "Neural Networks for Machine Learning", lecture 6.5, 2012; Graves, "Generating
         Sequences With Recurrent Neural Networks", 2013, equations 38 to 45; `torch/optim/rmsprop.py`.
     """
 

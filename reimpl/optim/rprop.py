@@ -84,7 +84,7 @@ class Rprop(RuleOptimizer):
         found to do better without.
 
     Differs from torch:
-        Nothing.
+        With `maximize` on complex parameters in the loop engine, the sign of a zero in `prev`; no step differs.
 
     Source:
         Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN

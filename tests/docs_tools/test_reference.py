@@ -20,6 +20,7 @@ EXPORTS = {
     "reimpl/verify/__init__.py": '"""Instrument."""\n__all__ = ["LIMIT"]\nLIMIT = 1\n"""A limit."""\n',
     "reimpl/verify/pytest.py": '"""In tests."""\nimport re\ndef contract():\n    """Give."""\ndef _private(): ...\n',
     "reimpl/bench/__init__.py": '"""Times."""\n__all__ = []\n',
+    "reimpl/read/__init__.py": '"""Reading."""\n__all__ = []\n',
 }
 NAMES = {
     "reimpl.swap",
