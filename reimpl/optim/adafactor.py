@@ -99,9 +99,9 @@ class Adafactor(RuleOptimizer):
         params: real tensors, `(name, tensor)` pairs, or dicts that define parameter groups.
         lr: $\gamma$, the largest step relative to the weights' root mean square, a number or a one-element tensor.
         beta2_decay: $\tau \le 0$; the more negative, the longer the memory of late steps.
-        eps: $\epsilon_1$, the smallest root of $\hat V$, in the unit of the gradient, and also the smallest mean of the row
-            statistics, which has its square: gradients far below $\sqrt{\epsilon_1}$ get longer updates, which $d$ then
-            clips; and $\epsilon_2$, the smallest root mean square that weights count with, without which weights of 0
+        eps: $\epsilon_1$, the smallest root of $\hat V$, in the unit of the gradient, and also the smallest mean of the
+            row statistics, which are squared gradients: where it exceeds them, updates are longer, until $d$ clips
+            them; and $\epsilon_2$, the smallest root mean square that weights count with, without which weights of 0
             would never move. An $\epsilon_1$ of None is the machine epsilon of the dtype of the first parameter of the
             group that has a gradient: give parameters of different dtypes groups of their own, or a number.
         d: the largest root mean square of $U$, at least 1.
