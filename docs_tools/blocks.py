@@ -139,7 +139,7 @@ def figure(of: Any, block: Block) -> str:
         raise BlockError('a block that draws needs title="…" and alt="…"')
     svg = figures.to_svg(of, title, about)
     return (
-        f'<figure class="plot" data-search-exclude><div class="canvas">{svg}</div>'
+        f'<figure class="plot" data-search-exclude><div class="canvas" tabindex="0">{svg}</div>'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
     )
 

@@ -21,7 +21,7 @@ const draw = (svg) =>
 for (const page of pages) {
   drawings = 0;
   const html = readFileSync(page, "utf8");
-  writeFileSync(page, html.replace(/(<div class="canvas">)(<svg[\s\S]*?<\/svg>)/g, (_, open, svg) => open + draw(svg)));
+  writeFileSync(page, html.replace(/(<div class="canvas"[^>]*>)(<svg[\s\S]*?<\/svg>)/g, (_, open, svg) => open + draw(svg)));
 }
 
 const scripts = files.filter((name) => /\/(bundle|search)\.\w+\.min\.js$/.test(name));
