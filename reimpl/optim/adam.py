@@ -96,7 +96,7 @@ class Adam(RuleOptimizer):
         RuntimeError: for `fused=True` with `foreach` or `differentiable`; from `step`, for a sparse gradient.
 
     Differs from the paper:
-        Nothing in Algorithm 1; the more efficient form at the end of its section 2, with another $\hat\epsilon$, is not
+        Nothing in Algorithm 1; the more efficient form just before its section 2.1, with another $\hat\epsilon$, is not
         what is computed. Loshchilov and Hutter decay by the schedule's multiplier times $\lambda$, here by
         $\gamma\lambda$.
 

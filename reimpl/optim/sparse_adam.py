@@ -76,7 +76,7 @@ class SparseAdam(RuleOptimizer):
 
     Differs from the paper:
         Algorithm 1 decays the moments of every coordinate in every step. $\epsilon$ stands where the bias is not
-        corrected yet, as in the more efficient form at the end of the paper's section 2.
+        corrected yet, as in the more efficient form just before the paper's section 2.1.
 
     Differs from torch:
         A dense gradient is refused before anything has changed.
