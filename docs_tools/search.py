@@ -39,7 +39,12 @@ def prepare(file: Path, questions: Iterable[Question]) -> None:
             entry[key] = FORMULA.sub(replace, entry[key])
         if entry["location"] in asked:
             entry["tags"] = asked[entry["location"]]
-        if entry["location"].partition("#")[0] in LISTS:
+        page, _, anchor = entry["location"].partition("#")
+        if page in LISTS:
             entry["boost"] = 0.2
+        elif not anchor:
+            entry["boost"] = 0.4 * entry.get(
+                "boost", 1
+            )  # what answers is a section, and Material folds those below their page
     index["config"]["fields"] = {name: {"boost": weight} for name, weight in WEIGHTS.items()}
     file.write_text(json.dumps(index, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")

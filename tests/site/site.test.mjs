@@ -302,7 +302,7 @@ async function search(tab, { typed, page, anchor }, home) {
   const isWanted = (link) => (anchor ? link === `${home}${page}#${anchor}` : link.split("#")[0] === home + page);
   // Each letter is answered in turn by a worker: the last answer is the one after which no other comes.
   let found = [];
-  for (let quiet = 0, tries = 0; tries < 50; tries++) {
+  for (let quiet = 0, tries = 0; tries < 150; tries++) {
     await tab.waitForTimeout(100);
     const now = await read();
     quiet = JSON.stringify(now) === JSON.stringify(found) ? quiet + 1 : 0;
