@@ -112,7 +112,7 @@ class Section:
 
 def folder() -> Path:
     """Return the folder with the pages: inside of an installed package, beside the package in its repository."""
-    inside = HERE / "pages"
+    inside = HERE / "docs"
     return inside if inside.is_dir() else HERE.parent.parent / "docs"
 
 
