@@ -10,10 +10,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import CppLexer, PythonLexer
 
-from reimpl.read.quote import Line, Side, align, source
+from reimpl.read.quote import Line, Side, align, dedented, source
 
 MATH = re.compile(r"\$([^$]+)\$")
 CODE = re.compile(r"`([^`]+)`")
+HEADS = '<div class="heads" aria-hidden="true"><span>reimpl</span><span>torch</span></div>'
 
 
 @functools.cache
@@ -25,8 +26,7 @@ def colored(text: str, is_cpp: bool) -> list[str]:
 
 def listing(lines: tuple[Line, ...], file: str, url: str | None) -> str:
     """Return lines of code with their numbers, under the name of their file."""
-    indent = min((len(line.text) - len(line.text.lstrip()) for line in lines if line.text.strip()), default=0)
-    code = colored("\n".join(line.text[indent:] for line in lines) + "\n", not file.endswith(".py"))
+    code = colored("\n".join(dedented(lines)) + "\n", not file.endswith(".py"))
     rows = "\n".join(f'<span data-line="{line.number}">{text}</span>' for line, text in zip(lines, code, strict=True))
     place = f"{file}:{lines[0].number}"
     name = f'<a href="{url}">{place}</a>' if url else f"<span>{place}</span>"
@@ -60,20 +60,16 @@ def beside(text: str) -> str:
     """Return what a fence `sources` says, as HTML: each step a heading, and two columns of code."""
     rows = []
     for step in align(text):
-        if step.title == "-":
-            continue
         about = f"<span>{words(step.about)}</span>" if step.about else ""
         rows.append(
             f'<div class="step"><div class="what"><strong>{words(step.title)}</strong>{about}</div>'
             f"{side(step.ours, 'ours')}{side(step.torch, 'torch')}</div>"
         )
-    heads = '<div class="heads" aria-hidden="true"><span>reimpl</span><span>torch</span></div>'
-    return f'<div class="beside" data-search-exclude>{heads}{"".join(rows)}</div>'
+    return f'<div class="beside" data-search-exclude>{HEADS}{"".join(rows)}</div>'
 
 
 def versus(ours: str, theirs: str) -> str:
     """Return two functions, or lines of them (`path | a .. b`), beside each other in boxes that scroll."""
     pieces = (part.partition(" | ") for part in (ours, theirs))
     sides = "".join(f'<div class="side">{piece(path, anchors)}</div>' for path, _, anchors in pieces)
-    heads = '<div class="heads" aria-hidden="true"><span>reimpl</span><span>torch</span></div>'
-    return f'<div class="beside versus" data-search-exclude>{heads}<div class="step">{sides}</div></div>'
+    return f'<div class="beside versus" data-search-exclude>{HEADS}<div class="step">{sides}</div></div>'

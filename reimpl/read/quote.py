@@ -86,6 +86,11 @@ class Source:
         return f"https://github.com/pytorch/pytorch/blob/v{TORCH_VERSION}/{address}#L{numbers.replace('-', '-L')}"
 
 
+def dedented(lines: tuple[Line, ...]) -> list[str]:
+    """Return the text of lines without the indentation that all of them have."""
+    return textwrap.dedent("\n".join(line.text for line in lines)).split("\n")
+
+
 @functools.cache
 def source(path: str) -> Source:
     """Return the source of what a path names, without a docstring of several lines.
@@ -199,6 +204,7 @@ def align(text: str) -> list[Step]:
     return [
         Step(title, about, *(Side(tuple(_pieces(sides[side], places[side], i))) for side in ("ours", "torch")))
         for i, (title, about, _) in enumerate(steps)
+        if title != "-"
     ]
 
 

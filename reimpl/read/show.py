@@ -16,7 +16,7 @@ from rich.text import Text
 
 from reimpl.read.drift import Change
 from reimpl.read.pages import Question
-from reimpl.read.quote import Line, Side, Source, Step
+from reimpl.read.quote import Line, Side, Source, Step, dedented
 
 MATH = re.compile(r"\$([^$]+)\$")
 SYMBOLS = {
@@ -46,8 +46,6 @@ def print_steps(title: str, steps: Sequence[Step]) -> None:
     console = Console(width=max(100, shutil.get_terminal_size().columns))
     width = console.width // 2 - MARGIN
     for step in steps:
-        if step.title == "-":
-            continue
         table = Table(box=None, show_header=False, expand=True, padding=(0, 1))
         table.add_column(ratio=1)
         table.add_column(ratio=1)
@@ -70,8 +68,7 @@ def side(of: Side, width: int) -> RenderableType:
 
 def listing(lines: tuple[Line, ...], file: str, width: int | None = None) -> RenderableType:
     """Return lines of code in colour, under the name of their file."""
-    indent = min((len(line.text) - len(line.text.lstrip()) for line in lines if line.text.strip()), default=0)
-    code = "\n".join(line.text[indent:] for line in lines)
+    code = "\n".join(dedented(lines))
     lexer = "python" if file.endswith(".py") else "cpp"
     return Group(
         Text(f"{file}:{lines[0].number}", style="dim"),
