@@ -54,11 +54,17 @@ def take_steps(optimizer, count, first=0, skip=()):
 def snapshot(optimizer, params=None):
     """Return copies of parameters and state by name, in the order of `params` or else of the groups."""
     params = params or [param for group in optimizer.param_groups for param in group["params"]]
-    found = {f"param[{i}]": param.detach().clone() for i, param in enumerate(params)}
+    found = {f"param[{i}]": whole(param).clone() for i, param in enumerate(params)}
     for i, param in enumerate(params):
         for key, value in optimizer.state.get(param, {}).items():
-            found[f"state[{i}].{key}"] = copy.deepcopy(value.detach() if isinstance(value, torch.Tensor) else value)
+            found[f"state[{i}].{key}"] = copy.deepcopy(whole(value) if isinstance(value, torch.Tensor) else value)
     return found
+
+
+def whole(tensor):
+    """Return a tensor without its history; of one that processes share, all of it, which each of them has to ask for."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def same(first, second):

@@ -73,7 +73,9 @@ def adafactor_coefficients(group: dict[str, Any], step: float, dtype: torch.dtyp
 def usable_eps(first: torch.dtype, dtype: torch.dtype) -> float:
     """Return the machine epsilon of the group's first dtype, as torch does, if its square is not 0 in `dtype`."""
     eps = torch.finfo(first).eps
-    return eps if torch.tensor(eps * eps, dtype=dtype) > 0 else torch.finfo(dtype).eps
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps  # of the subnormal numbers; half of it is rounded to 0
+    return eps if eps * eps > smallest / 2 else info.eps
 
 
 class Adafactor(RuleOptimizer):

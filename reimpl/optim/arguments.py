@@ -1,7 +1,9 @@
 """What several optimizers make of their arguments: checks, with torch's messages, and the decoupled decay."""
 
+import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +47,23 @@ def check_adam_options(
     require(0.0 <= eps, f"Invalid epsilon value: {eps}")
     check_betas(betas)
     require(0.0 <= weight_decay, f"Invalid weight_decay value: {weight_decay}")
+
+
+def check_closure(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a closure that a `GradScaler` passes on, since the gradients that it makes would be applied scaled.
+
+    The scaler itself refuses one that is given by keyword. A fused optimizer it has told the scale; any other can only
+    look who is calling.
+    """
+    refused = getattr(optimizer, "found_inf", None) is not None
+    if refused:  # the scaler takes them back after a step that has not raised
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+    frame = None if torch.compiler.is_compiling() else sys._getframe()
+    while frame and not refused:
+        refused = frame.f_code is torch.amp.GradScaler._maybe_opt_step.__code__
+        frame = frame.f_back
+    if refused:
+        raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
 
 
 def decoupled_decay(group: dict[str, Any]) -> Any:

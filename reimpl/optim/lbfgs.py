@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from reimpl.optim.arguments import check_lr, require
+from reimpl.optim.arguments import check_closure, check_lr, require
+from reimpl.optim.checkpoint import check_state, check_tensors, is_loading, stand_in
 from reimpl.optim.optimizer import as_scalar
 
 Scalar: TypeAlias = Any
@@ -349,6 +351,14 @@ class LBFGS(torch.optim.Optimizer):
         super().__init__(params, defaults)
         require(len(self.param_groups) == 1, "LBFGS doesn't support per-parameter options (parameter groups)")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a checkpoint, a pickle or a copy brings; a checkpoint's vectors have to fit the parameters."""
+        if is_loading(state):
+            params = state["param_groups"][0]["params"]
+            check_history(params, state["state"].get(params[0], {}) if params else {})
+        super().__setstate__(state)
+
+    @_disable_dynamo  # as torch's: values decide here, and the closure runs a backward
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Run up to `max_iter` iterations.
@@ -362,8 +372,10 @@ class LBFGS(torch.optim.Optimizer):
 
         Raises:
             AssertionError: if there is more than one parameter group.
-            RuntimeError: for a `line_search_fn` that does not exist. In both cases nothing has changed.
+            RuntimeError: for a `line_search_fn` that does not exist, and for a closure given to a `GradScaler`. In all
+                these cases nothing has changed.
         """
+        check_closure(self)
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
         group = self.param_groups[0]
@@ -459,6 +471,21 @@ class LBFGS(torch.optim.Optimizer):
             return Point(t, loss, gradient, gradient.dot(d))
 
         return evaluate
+
+
+def check_history(params: list[Tensor], saved: Any) -> None:
+    """Raise unless the vectors of a saved state are as long as all parameters together."""
+    label = "the parameters"
+    check_state(label, saved)
+    if saved.get("d") is None:
+        return
+    pairs = {name: saved[name] for name in ("old_dirs", "old_stps", "ro")}
+    if len({len(column) for column in pairs.values()}) > 1:
+        raise ValueError(f"loaded state dict: {', '.join(pairs)} are not of one length")
+    vectors = {name: saved[name] for name in ("d", "prev_flat_grad")}
+    vectors |= {f"{name}[{i}]": one for name in ("old_dirs", "old_stps") for i, one in enumerate(pairs[name])}
+    length = sum(as_real(stand_in(param)).numel() for param in params)
+    check_tensors(label, vectors, dict.fromkeys(vectors, torch.empty(length, device="meta")))
 
 
 def as_real(tensor: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Muon(RuleOptimizer):
     """
 
     rule = staticmethod(muon_rule)
-    counts_steps = False
+    counts_steps = reads_steps = False
     elementwise = False
 
     def __init__(

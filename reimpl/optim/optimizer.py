@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import compress
 from operator import attrgetter, is_
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -18,7 +19,8 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from reimpl.optim.arguments import check_fused, check_lr
+from reimpl.optim.arguments import check_closure, check_fused, check_lr
+from reimpl.optim.checkpoint import check_number, check_state, check_tensors, is_loading, labelled_params, stand_in
 from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
 from reimpl.optim.engines.batch import pick
 from reimpl.optim.engines.counting import advance
@@ -30,6 +32,21 @@ FIRST, LATER = 1.0, 2.0
 Group = dict[str, Any]
 State = dict[str, Any]
 T = TypeVar("T")
+
+
+def in_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a step with autograd off, unless the optimizer is `differentiable`.
+
+    `optimizer.step.__wrapped__.__wrapped__` is then the step alone, as of torch's optimizers: with it callers of
+    `torch.compile` leave out what surrounds it.
+    """
+
+    @wraps(step)
+    def in_mode(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            return step(self, *args, **kwargs)
+
+    return in_mode
 
 
 class Plan(NamedTuple):
@@ -220,6 +237,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
         return bool(group["fused"]) and not in_graph and not watched
 
+    @in_grad_mode
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
@@ -230,24 +248,28 @@ class RuleOptimizer(torch.optim.Optimizer):
             What `closure` returned, or None.
 
         Raises:
-            RuntimeError: for a sparse gradient that the rule cannot take. Nothing has changed then.
+            RuntimeError: for a sparse gradient that the rule cannot take, and for a closure given to a `GradScaler`.
+                Nothing has changed then.
         """
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            self._check_graph_capture()
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            found_inf = getattr(self, "found_inf", None)
-            overflow = found_inf is not None and found_inf.item() != 0
-            for turn in turns(self.param_groups):
-                parts = [part for group, params in turn for part in self.parts(group, params)]
-                for plan in [self._plan(group, params) for group, params in parts]:
-                    if not overflow:
-                        self._carry_out(plan)
-                    elif self.counts_steps:
-                        self._keep(plan.created)
-            return loss
+        self._check_graph_capture()
+        loss = None
+        if closure is not None:
+            check_closure(self)
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            for group in self.param_groups:
+                self._init_group(group)
+        found_inf = getattr(self, "found_inf", None)
+        overflow = found_inf is not None and found_inf.item() != 0
+        for turn in turns(self.param_groups):
+            parts = [part for group, params in turn for part in self.parts(group, params)]
+            for plan in [self._plan(group, params) for group, params in parts]:
+                if not overflow:
+                    self._carry_out(plan)
+                elif self.counts_steps:
+                    self._keep(plan.created)
+        return loss
 
     def create_state(self, group: Group, param: Tensor) -> State:
         """Return the state of a parameter before its first update."""
@@ -301,7 +323,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             steps = [LATER] * len(params)
         elif self.count_is_number:
             steps = counts
-        elif not in_graph:
+        elif not capturing:
             steps = read(counts)
         else:  # a loop's parameters go alone, each with coefficients of its own
             steps = [LATER] * len(params) if on_lists else list(range(len(params)))
@@ -312,6 +334,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             alike.append([param.dtype for param in params])
         if on_lists and not all(map(attrgetter("is_cpu"), params)):
             alike.append([param.device for param in params])
+        if on_lists and any(hasattr(kind, "device_mesh") for kind in set(map(type, params))):
+            alike.append([getattr(param, "device_mesh", None) for param in params])
         for tensors in scalars.values():
             alike.append([tensor.dtype for tensor in tensors])
             if not in_graph:
@@ -340,6 +364,20 @@ class RuleOptimizer(torch.optim.Optimizer):
             calls.append((engine, batch._replace(coefficients=coefficients)))
             writes += [(tensors, after[name]) for name, tensors in before.items()]
         return Plan(created, states, writes, calls)
+
+    def _init_group(self, group: Group) -> None:
+        """Create the state of parameters that a compiled step will update for the first time.
+
+        `torch.compile` does not trace a method of this name but calls it, once, before it looks at the state. So the
+        first step is compiled as the later ones are, and state may keep its place in a CUDA graph.
+        """
+        params = [param for param in dict.fromkeys(group["params"]) if param.grad is not None]
+        if params and (self.counts_steps or not self.reads_steps):  # else a rule has to be told of its first update
+            group = group | self._absent_options(group)
+            for options, part in self.parts(group, params):
+                names = [name for name, make in self.new_state(options).items() if make is not None]
+                created, _ = self._find_states(options, part, names)
+                self._keep(created)
 
     def _absent_options(self, group: Group) -> Group:
         """Return, as if not asked for, the general options that this optimizer does not have."""
@@ -450,25 +488,50 @@ class RuleOptimizer(torch.optim.Optimizer):
                 self._cuda_graph_capture_health_check()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
+        """Take what a checkpoint, a pickle or a copy brings, or nothing of it if any part is wrong."""
+        if not is_loading(state):
+            self.defaults = state["defaults"]  # which the methods below ask
+        for group in state["param_groups"]:
             for name, value in self.options_of_later_versions.items():
                 group.setdefault(name, value)
             if "fused" in self.defaults:  # torch has no such option for RMSprop and Adadelta
                 group.setdefault("fused", self.defaults["fused"])
-            for param in group["params"]:
-                saved = self.state.get(param, {})
-                # Before torch 1.12 the step count was a Python number.
-                # torch's fused kernels count on the device; a count that has to be read stays on the host.
-                fused_count = bool(group.get("fused")) and not self.is_capturable(group)
-                unread = fused_count or not isinstance(saved.get("step"), Tensor)
-                if "step" in saved and unread and not self.count_is_number:
-                    saved["step"] = self._make_scalar(group, param, float(saved["step"]))
-                for name in self.new_scalars(group).keys() & saved.keys():
-                    if not isinstance(saved[name], Tensor):
-                        saved[name] = self._make_scalar(group, param, float(saved[name]))
-                    elif not self.is_capturable(group):  # `load_state_dict` has brought it to the parameter's device
-                        saved[name] = saved[name].cpu()
+        for group, param, label in labelled_params(state["param_groups"]):
+            saved = state["state"].get(param, {})
+            if is_loading(state):
+                check_state(label, saved)
+                expected = self._expected_tensors(group, param)
+                if self.counts_steps and "step" not in saved and saved.keys() & expected.keys():
+                    raise KeyError("step")
+                check_tensors(label, saved, expected)
+            self._convert_scalars(group, param, saved, label)
+        super().__setstate__(state)
+
+    def _expected_tensors(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        """Return tensors shaped as a parameter's state, none if a maker asks for more than shape and dtype."""
+        group = self.defaults | group | self._absent_options(group)
+        try:
+            ((group, (param,)),) = self.parts(group, [stand_in(param)])
+            names = [name for name, make in self.new_state(group).items() if make is not None]
+            state = self.create_state(group, param)
+        except Exception:
+            return {}
+        return {name: state[name] for name in names}
+
+    def _convert_scalars(self, group: Group, param: Tensor, saved: State, label: str) -> None:
+        """Bring the step count and the like to dtype and device; before torch 1.12 they were Python numbers."""
+        if self.counts_steps and "step" in saved:
+            check_number(label, "step", saved["step"])
+            # torch's fused kernels count on the device; a count that has to be read stays on the host.
+            fused_count = bool(group.get("fused")) and not self.is_capturable(group)
+            if (fused_count or not isinstance(saved["step"], Tensor)) and not self.count_is_number:
+                saved["step"] = self._make_scalar(group, param, float(saved["step"]))
+        for name in self.new_scalars(self.defaults | group).keys() & saved.keys():
+            check_number(label, name, saved[name])
+            if not isinstance(saved[name], Tensor):
+                saved[name] = self._make_scalar(group, param, float(saved[name]))
+            elif not self.is_capturable(group):  # `load_state_dict` has brought it to the parameter's device
+                saved[name] = saved[name].cpu()
 
 
 def make_constructor(cls: type[RuleOptimizer], signature: inspect.Signature) -> None:

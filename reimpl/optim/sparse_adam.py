@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from reimpl.optim.arguments import check_betas, check_tensor_lr, require
@@ -89,6 +90,7 @@ class SparseAdam(RuleOptimizer):
     rule = staticmethod(sparse_adam_rule)
     count_is_number = True
     elementwise = False
+    step = _disable_dynamo(RuleOptimizer.step)  # as torch's: the compiler does not know sparse tensors
 
     def __init__(
         self,

@@ -348,6 +348,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-strict-aliasing",
+    "-ffp-contract=off",  # else what is left over behind the last full vector is rounded otherwise, wherever that is
     "-fno-tree-pre",  # it makes branches of selections, and then nothing is vectorised
 )
 INSTRUCTIONS = {
