@@ -9,8 +9,12 @@ NODE := docs_tools/node_modules/.package-lock.json
 export NO_MKDOCS_2_WARNING := 1
 export DISABLE_MKDOCS_2_WARNING := true
 
+# visdom, which the tests start, is built with a module that setuptools has dropped since.
+export PIP_CONSTRAINT := $(CURDIR)/tests/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint types docs site serve evidence bench layers format clean
+.PHONY: help verify test lint types docs site serve evidence bench layers examples format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +54,9 @@ bench: $(VENV)/.bench ## time a step of each optimizer beside torch's; ARGS="Ada
 
 layers: $(VENV)/.cli ## time a pass of each layer beside torch's; ARGS="--only conv"
 	$(BIN)/python benchmarks/layers.py $(ARGS)
+
+examples: $(VENV)/.examples ## install what the examples need, and list the commands that run them
+	@sed -n 's/^Run it: \(python\|torchrun\)/  $(subst /,\/,$(BIN))\/\1/p' examples/*.py
 
 format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix

@@ -6,7 +6,13 @@ import os
 
 from reimpl.read.pages import Question
 
-GROUPS = {"optim": "Optimizers", "nn": "Layers and losses", "questions": "Training and numbers", "": "How it works"}
+GROUPS = {
+    "optim": "Optimizers",
+    "nn": "Layers and losses",
+    "questions": "Training and numbers",
+    "use": "In real use",
+    "": "How it works",
+}
 
 
 def group_of(question: Question) -> str:

@@ -19,7 +19,15 @@ ROOT = Path(__file__).parent.parent
 FOLDER = "reference"
 BY_FILE = ("reimpl.optim", "reimpl.nn", "reimpl.nn.functional")
 """Packages with a page for each of their files; all names of another stand on one page."""
-PACKAGES = ("reimpl", *BY_FILE, "reimpl.verify", "reimpl.verify.pytest", "reimpl.bench", "reimpl.read")
+PACKAGES = (
+    "reimpl",
+    *BY_FILE,
+    "reimpl.watch",
+    "reimpl.verify",
+    "reimpl.verify.pytest",
+    "reimpl.bench",
+    "reimpl.read",
+)
 
 ANCHOR = re.compile(r'\bid="(reimpl[\w.]*)"')
 SECTION = re.compile(

@@ -39,6 +39,13 @@ class Layer(Module):
             state = {**state, "functional": importlib.import_module(state["functional"])}
         Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
 
+    def __prepare_scriptable__(self) -> Module:
+        """Refuse `torch.jit.script`, which compiles source code and cannot tell what `functional` will be."""
+        raise RuntimeError(
+            f"TorchScript does not compile reimpl.nn.{type(self).__name__}: reimpl.unswap(model) makes its layers torch's "
+            "own, with the same parameters and results, or use torch.export"
+        )
+
 
 class ModuleName(str):
     """The name of a Python module that stands for the module."""

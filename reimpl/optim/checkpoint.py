@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -31,10 +31,18 @@ def stand_in(param: Tensor) -> Tensor:
     return tensor
 
 
-def check_state(label: str, saved: Any) -> None:
-    """Raise unless the saved state of a parameter is a dict."""
+def check_state(label: str, saved: Any, required: Sequence[str] = ()) -> None:
+    """Raise unless the saved state of a parameter is a dict, with what a step cannot make anew.
+
+    Raises:
+        TypeError: for another type.
+        KeyError: for a state without a required entry, such as another optimizer's; torch's error.
+    """
     if not isinstance(saved, dict):
         raise TypeError(f"loaded state dict: the state of {label} is of type {type(saved).__name__}, not a dict")
+    for key in required if saved else ():
+        if key not in saved:
+            raise KeyError(key)
 
 
 def check_tensors(label: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:

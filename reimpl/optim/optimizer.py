@@ -499,11 +499,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group, param, label in labelled_params(state["param_groups"]):
             saved = state["state"].get(param, {})
             if is_loading(state):
-                check_state(label, saved)
-                expected = self._expected_tensors(group, param)
-                if self.counts_steps and "step" not in saved and saved.keys() & expected.keys():
-                    raise KeyError("step")
-                check_tensors(label, saved, expected)
+                count = ["step"] if self.counts_steps and not self.count_is_number else []
+                check_state(label, saved, [*count, *self.new_scalars(self.defaults | group)])
+                check_tensors(label, saved, self._expected_tensors(group, param))
             self._convert_scalars(group, param, saved, label)
         super().__setstate__(state)
 
@@ -530,7 +528,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             check_number(label, name, saved[name])
             if not isinstance(saved[name], Tensor):
                 saved[name] = self._make_scalar(group, param, float(saved[name]))
-            elif not self.is_capturable(group):  # `load_state_dict` has brought it to the parameter's device
+                continue
+            saved[name] = saved[name].squeeze()
+            if not self.is_capturable(group):  # `load_state_dict` has brought it to the parameter's device
                 saved[name] = saved[name].cpu()
 
 
