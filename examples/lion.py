@@ -1,6 +1,7 @@
 """An optimizer from a rule: Lion, trained on a small problem in every engine, saved and resumed.
 
-Run it: python examples/lion.py. Judge it: reimpl verify examples.lion.Lion
+Run it: python examples/lion.py
+Judge it: reimpl verify examples.lion.Lion
 """
 
 import torch

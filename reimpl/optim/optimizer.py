@@ -259,7 +259,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if torch.compiler.is_compiling():
             for group in self.param_groups:
-                self._init_group(group)
+                self._init_group(group, [])
         found_inf = getattr(self, "found_inf", None)
         overflow = found_inf is not None and found_inf.item() != 0
         for turn in turns(self.param_groups):
@@ -365,11 +365,12 @@ class RuleOptimizer(torch.optim.Optimizer):
             writes += [(tensors, after[name]) for name, tensors in before.items()]
         return Plan(created, states, writes, calls)
 
-    def _init_group(self, group: Group) -> None:
+    def _init_group(self, group: Group, tensors: list[Tensor]) -> None:
         """Create the state of parameters that a compiled step will update for the first time.
 
         `torch.compile` does not trace a method of this name but calls it, once, before it looks at the state. So the
-        first step is compiled as the later ones are, and state may keep its place in a CUDA graph.
+        first step is compiled as the later ones are, and state may keep its place in a CUDA graph. What is added to
+        `tensors`, the compiled step no longer holds when the optimizer is gone.
         """
         params = [param for param in dict.fromkeys(group["params"]) if param.grad is not None]
         if params and (self.counts_steps or not self.reads_steps):  # else a rule has to be told of its first update
@@ -378,6 +379,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 names = [name for name, make in self.new_state(options).items() if make is not None]
                 created, _ = self._find_states(options, part, names)
                 self._keep(created)
+        tensors += params
+        tensors += [kept for param in params for kept in self.state.get(param, {}).values() if isinstance(kept, Tensor)]
 
     def _absent_options(self, group: Group) -> Group:
         """Return, as if not asked for, the general options that this optimizer does not have."""

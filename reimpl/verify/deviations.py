@@ -209,6 +209,25 @@ def foreach_nesterov(make: Make) -> Finding:
     return Finding(after == 1.0, f"a gradient of 1 is {after:g} after the step")
 
 
+def closure_under_scaler(make: Make) -> Finding:
+    """Pass a closure through a `GradScaler`, and look at the step that it takes."""
+    param = torch.ones(1, requires_grad=True)
+    optimizer, scaler = make([param], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def closure() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(scaler.scale(param.square().sum()))
+
+    closure()
+    try:
+        scaler.step(optimizer, closure)
+    except RuntimeError:
+        return Finding(param.item() == 1, "it is refused")
+    return Finding(
+        param.item() == 0.8, f"a parameter of 1 with gradient 2 and a rate of 0.1 moves to {param.item():.1f}"
+    )
+
+
 def refused_step(make: Make) -> Finding:
     """Take a step that has to be refused because of the second group, and look at the first."""
     first, second = torch.ones(3, requires_grad=True), torch.ones(3, 2, requires_grad=True)
@@ -221,6 +240,28 @@ def refused_step(make: Make) -> Finding:
         unmoved = bool((first == 1).all()) and not optimizer.state
         return Finding(unmoved, "it is refused; " + ("nothing has moved" if unmoved else "the first group has moved"))
     return Finding(False, "it is not refused")
+
+
+def state_of_another_shape(make: Make) -> Finding:
+    """Load a checkpoint in which the second parameter's state does not fit, and take a step."""
+    params = [torch.ones(3, requires_grad=True), torch.ones(2, 3, requires_grad=True)]
+    optimizer = make(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"] = {**saved["state"], 1: {**saved["state"][1], "exp_avg": torch.zeros(3, 2)}}
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError:
+        return Finding(optimizer.state[params[1]]["exp_avg"].shape == (2, 3), "it is refused; the state is as before")
+    before = params[0].detach().clone()
+    try:
+        optimizer.step()
+    except RuntimeError:
+        moved = bool((params[0] != before).all())
+        return Finding(False, "the next step fails" + (", when the first parameter has moved" if moved else ""))
+    return Finding(False, "it is taken")
 
 
 DEVIATIONS = (
@@ -243,6 +284,12 @@ DEVIATIONS = (
         half_precision_vector,
     ),
     Deviation(
+        "SGD",
+        "a closure given to GradScaler.step by position; so with every optimizer",
+        "the scaler refuses a closure only if it is given by keyword; this one makes new gradients, which stay scaled",
+        closure_under_scaler,
+    ),
+    Deviation(
         "RMSprop",
         "centered=True, the gradient hardly changes",
         "rounding makes the difference of the squares negative; its root is NaN and stays",
@@ -253,6 +300,12 @@ DEVIATIONS = (
         "a step that has to be refused in its second group",
         "each group is checked when the groups before it have been updated",
         refused_step,
+    ),
+    Deviation(
+        "Adam",
+        "a checkpoint with state of another shape than the parameter's",
+        "it casts what it loads, and does not look at shapes",
+        state_of_another_shape,
     ),
     Deviation(
         "LBFGS",

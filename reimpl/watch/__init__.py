@@ -131,7 +131,7 @@ class Watch:
     def _log(self, tally: Tally, optimizer: Optimizer) -> None:
         """Write what the step has done."""
         with torch.no_grad():
-            if not any(what == "grad" for _, what in tally.counts):
+            if not any(what == "grad" for _, what in tally.sizes):
                 self._measure_gradients(tally)
             self._measure_updates(tally, optimizer)
             scalars = self._describe(tally)

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ CLIPPED = 1e-3
 """
 
 
+USUAL = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+"""The types of tensors that are measured as they are."""
+
+
 class Place(NamedTuple):
     """Where a part of a tensor is, and among which processes the rest."""
 
@@ -41,18 +46,24 @@ class Place(NamedTuple):
     """The dimensions of the mesh along which the tensor is sharded."""
 
 
+place = cache(Place)
+"""The place of a whole tensor, by its device; kept, since it is asked for each tensor in each logged step."""
+
+
 class Part(NamedTuple):
     """The part of a tensor that this process has: of most tensors, all of it."""
 
     tensor: Tensor
-    """Real, dense, and without a graph; it shares the memory of a dense tensor."""
+    """Real and dense; it shares the memory of a dense tensor."""
     place: Place
     size: int
     """The number of elements of the whole tensor."""
 
 
 def part(tensor: Tensor) -> Part:
-    """Return the part of a tensor that this process has."""
+    """Return the part of a tensor that this process has; to be called, and used, where autograd does not record."""
+    if tensor.dtype in USUAL and type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided:
+        return Part(tensor, place(tensor.device), tensor.numel())
     tensor = tensor.detach()
     size = tensor.numel()
     mesh: Any = None
@@ -78,95 +89,85 @@ Key = tuple[int, str, str]
 
 
 class Tally:
-    """Numbers that are computed where the tensors are, and brought to the host together."""
+    """Numbers that are computed where the tensors are, each for one tensor, and brought to the host together."""
 
     def __init__(self) -> None:
-        self.counts: defaultdict[tuple[int, str], int] = defaultdict(int)
+        self.sizes: defaultdict[tuple[int, str], int] = defaultdict(int)
         """The number of elements, by group and what is measured."""
-        self._sums: defaultdict[Place, dict[Key, Tensor]] = defaultdict(dict)
-        self._maxima: defaultdict[Place, dict[Key, Tensor]] = defaultdict(dict)
+        self._numbers: defaultdict[tuple[Place, torch.dtype, str], list[tuple[Key, Tensor]]] = defaultdict(list)
+        """Numbers of one type in one place, and how those of shards are to be combined."""
 
     def norm(self, group: int, what: str, parts: Iterable[Part], *, zeros: bool = False) -> None:
         """Measure the norm of all elements and, if asked, how many of them are not zero."""
-        for place, tensors in self._sort(group, what, parts):
-            self._sums[place][group, what, "square"] = over(tensors, place, square)
+        for where, tensors in self._sort(group, what, parts):
+            norms = torch._foreach_norm(tensors, 2, dtype=sum_dtype(tensors))  # as `clip_grad_norm_` does
+            self._put(where, "square", (group, what, "square"), norms)
             if zeros:
-                self._sums[place][group, what, "nonzero"] = over(tensors, place, nonzero)
+                self._put(where, "sum", (group, what, "nonzero"), map(torch.count_nonzero, tensors))
 
     def spread(self, group: int, what: str, parts: Iterable[Part]) -> None:
         """Measure the sum, the smallest and the largest element."""
-        for place, tensors in self._sort(group, what, parts):
-            self._sums[place][group, what, "sum"] = over(tensors, place, total)
-            limits = [torch.aminmax(tensor) for tensor in tensors]
-            low, high = ([limit[i] for limit in limits] for i in (0, 1))
-            self._maxima[place][group, what, "-min"] = -over(low, place, smallest, math.inf)
-            self._maxima[place][group, what, "max"] = over(high, place, largest, -math.inf)
+        for where, tensors in self._sort(group, what, parts):
+            dtype = sum_dtype(tensors)
+            self._put(where, "sum", (group, what, "sum"), (tensor.sum(dtype=dtype) for tensor in tensors))
+            for tensor in tensors:
+                low, high = (
+                    tensor.aminmax() if tensor.numel() else (tensor.new_tensor(x) for x in (math.inf, -math.inf))
+                )
+                self._put(where, "min", (group, what, "min"), [low])
+                self._put(where, "max", (group, what, "max"), [high])
 
     def _sort(self, group: int, what: str, parts: Iterable[Part]) -> Iterable[tuple[Place, list[Tensor]]]:
-        """Count the elements, and return what is not empty by its place: an empty shard's place is there too."""
+        """Count the elements, and return the tensors by their places."""
         found: dict[Place, list[Tensor]] = {}
-        for tensor, place, size in parts:
-            self.counts[group, what] += size
-            tensors = found.setdefault(place, [])
-            if tensor.numel():
-                tensors.append(tensor)
+        for tensor, where, size in parts:
+            self.sizes[group, what] += size
+            found.setdefault(where, []).append(tensor)
         return found.items()
+
+    def _put(self, where: Place, kind: str, key: Key, numbers: Iterable[Tensor]) -> None:
+        for number in numbers:
+            self._numbers[where, number.dtype, kind].append((key, number))
 
     def read(self) -> dict[Key, float]:
         """Return all numbers, of the whole tensors; every process that has shards of them has to call it."""
         found: dict[Key, float] = {}
-        merges: tuple[tuple[Any, str, Callable[[float, float], float]], ...] = (
-            (self._sums, "SUM", float.__add__),
-            (self._maxima, "MAX", larger),
-        )
-        for table, operation, merge in merges:
-            for place, entries in table.items():
-                numbers = torch.stack(list(entries.values()))
-                for dim in place.dims:
-                    how = getattr(torch.distributed.ReduceOp, operation)
-                    torch.distributed.all_reduce(numbers, how, group=place.mesh.get_group(dim))
-                for key, number in zip(entries, numbers.tolist(), strict=True):
-                    found[key] = merge(found[key], number) if key in found else number
+        for (where, _, kind), entries in self._numbers.items():
+            numbers = torch.stack([number for _, number in entries])
+            numbers = numbers.float() if where.device.type == "mps" else numbers.double()
+            if kind == "square":
+                numbers.square_()
+            operation, merge = COMBINE[kind]
+            for dim in where.dims:
+                how = getattr(torch.distributed.ReduceOp, operation)
+                torch.distributed.all_reduce(numbers, how, group=where.mesh.get_group(dim))
+            for (key, _), number in zip(entries, numbers.tolist(), strict=True):
+                found[key] = merge(found[key], number) if key in found else number
         return found
 
 
-def over(tensors: list[Tensor], place: Place, measure: Callable[[list[Tensor]], Tensor], empty: float = 0) -> Tensor:
-    """Return a measure of tensors as a 0-dim tensor of the widest type that the device has."""
-    wide = torch.float32 if place.device.type == "mps" else torch.float64
-    return measure(tensors).to(wide) if tensors else torch.full((), empty, dtype=wide, device=place.device)
+def sum_dtype(tensors: list[Tensor]) -> torch.dtype:
+    """Return the type in which the elements of tensors are added up."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def square(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of all squares, with the norms that `clip_grad_norm_` takes."""
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
-    return (norms if norms.device.type == "mps" else norms.double()).square().sum()
-
-
-def nonzero(tensors: list[Tensor]) -> Tensor:
-    """Return how many elements are not zero."""
-    return torch.stack([torch.count_nonzero(tensor) for tensor in tensors]).sum()
-
-
-def total(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of all elements."""
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return torch.stack([tensor.sum(dtype=dtype) for tensor in tensors]).sum()
-
-
-def smallest(limits: list[Tensor]) -> Tensor:
-    """Return the smallest of 0-dim tensors."""
-    return torch.stack([limit.to(limits[0].dtype) for limit in limits]).amin()
-
-
-def largest(limits: list[Tensor]) -> Tensor:
-    """Return the largest of 0-dim tensors."""
-    return torch.stack([limit.to(limits[0].dtype) for limit in limits]).amax()
+def smaller(a: float, b: float) -> float:
+    """Return the smaller number, and NaN if one is."""
+    return a if a <= b or a != a else b
 
 
 def larger(a: float, b: float) -> float:
     """Return the larger number, and NaN if one is: Python's `max` depends on their order then."""
     return a if a >= b or a != a else b
+
+
+COMBINE: dict[str, tuple[str, Callable[[float, float], float]]] = {
+    "square": ("SUM", float.__add__),
+    "sum": ("SUM", float.__add__),
+    "min": ("MIN", smaller),
+    "max": ("MAX", larger),
+}
+"""How the numbers of shards become one, and those of tensors."""
 
 
 def describe(tally: Tally, numbers: Mapping[Key, float], group: int) -> dict[str, float]:
@@ -186,17 +187,17 @@ def describe(tally: Tally, numbers: Mapping[Key, float], group: int) -> dict[str
     A ratio with denominator 0 is left out, and so is what the group does not have.
     """
     found = {}
-    measured = [what for index, what in tally.counts if index == group]
+    measured = [what for index, what in tally.sizes if index == group]
     for what in measured:
-        count = tally.counts[group, what]
+        size = tally.sizes[group, what]
         if (group, what, "square") in numbers:
             found[f"{what}_norm"] = math.sqrt(numbers[group, what, "square"])
-        if (group, what, "sum") in numbers and count:
-            found[f"{what}_mean"] = numbers[group, what, "sum"] / count
-            found[f"{what}_min"] = -numbers[group, what, "-min"]
+        if (group, what, "sum") in numbers and size:
+            found[f"{what}_mean"] = numbers[group, what, "sum"] / size
+            found[f"{what}_min"] = numbers[group, what, "min"]
             found[f"{what}_max"] = numbers[group, what, "max"]
-        if (group, what, "nonzero") in numbers and count:
-            found[f"zero_{what}s"] = 1 - numbers[group, what, "nonzero"] / count
+        if (group, what, "nonzero") in numbers and size:
+            found[f"zero_{what}s"] = 1 - numbers[group, what, "nonzero"] / size
     if found.get("param_norm"):
         found["step_size"] = found["update_norm"] / found["param_norm"]
     return found

@@ -516,7 +516,7 @@ FUSED_BOUND = 1e-5
 def test_fused_is_near_or_fails_alike(name):
     """Against torch's loop, which takes sparse gradients where no kernel does."""
     engines = {"fused": True}, {"foreach": False}
-    run(pair(name), engines, SEED, STEPS // 2, FULL, ("a gradient is sparse", "state is exchanged"), FUSED_BOUND)
+    run(pair(name), engines, SEED, STEPS // 4, FULL, ("a gradient is sparse", "state is exchanged"), FUSED_BOUND)
 
 
 # The instrument sees a fault.

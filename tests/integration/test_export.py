@@ -128,7 +128,9 @@ def test_onnx(sizes):
 
 def test_jit_trace():
     ours, theirs = (torch.jit.trace(network(ours), images(4)) for ours in (True, False))
-    assert [node.kind() for node in ours.inlined_graph.nodes()] == [node.kind() for node in theirs.inlined_graph.nodes()]
+    assert [node.kind() for node in ours.inlined_graph.nodes()] == [
+        node.kind() for node in theirs.inlined_graph.nodes()
+    ]
     assert_same_bits(ours(images(7)), theirs(images(7)))
 
 
@@ -136,7 +138,9 @@ def test_jit_trace():
 def test_jit_script_is_refused(name):
     (options, _), *_ = TABLES.get(name, (None, [({}, None)]))[1]
     layer = getattr(reimpl.nn, name)(**options)
-    with pytest.raises(RuntimeError, match=rf"TorchScript does not compile reimpl\.nn\.{name}: reimpl\.unswap\(model\)"):
+    with pytest.raises(
+        RuntimeError, match=rf"TorchScript does not compile reimpl\.nn\.{name}: reimpl\.unswap\(model\)"
+    ):
         torch.jit.script(nn.ModuleList([layer]))
 
 
@@ -161,7 +165,9 @@ def test_fx():
     with pytest.raises(fx.proxy.TraceError, match="symbolically traced variables cannot be used as inputs"):
         fx.symbolic_trace(model)
     ours, theirs = LayersAreLeaves().trace(model), fx.symbolic_trace(network(False))
-    assert str(ours) == str(theirs.graph)
+    # Their arguments' annotations differ: ours are not evaluated.
+    calls = [[(node.op, node.target, str(node.args)) for node in graph.nodes] for graph in (ours, theirs.graph)]
+    assert calls[0] == calls[1]
     assert_same_bits(fx.GraphModule(model, ours)(images(4)), theirs(images(4)))
 
 

@@ -192,6 +192,13 @@ def test_lightning_with_a_kernel(lightning, tmp_path, optimizer):
     assert_same_runs(driven, by_hand)
 
 
+def test_a_rate_off_in_the_seventh_digit_is_noticed(lightning, tmp_path, monkeypatch):
+    theirs = fit(lightning, tmp_path, TORCHS)
+    monkeypatch.setitem(OPTIONS, "AdamW", OPTIONS["AdamW"] | {"lr": 0.01000001})
+    with pytest.raises(AssertionError):
+        assert_same_runs(fit(lightning, tmp_path, OURS), theirs)
+
+
 @pytest.mark.parametrize("optimizer", ["Adam", "Muon"])
 def test_lightning_finds_optimizers_by_name(lightning, tmp_path, monkeypatch, optimizer):
     """On the command line: `--optimizer reimpl.optim.Adam --optimizer.lr 0.02`."""

@@ -27,6 +27,8 @@ COMMON = {"dtype", "device"}
 """What all tensors of a list share."""
 REDUCTIONS = {"norm", "max"}
 """Whose `_foreach_` functions take whole tensors only; with arguments, each tensor is reduced by itself."""
+UNSHARDED = {"copy_", "sign", "sign_"}
+"""Whose `_foreach_` functions do not know sharded tensors in every version of torch; these go one by one."""
 
 
 class TensorList(Operand):
@@ -71,6 +73,8 @@ class TensorList(Operand):
     def _call(self, name: str, *args: Any, **kwargs: Any) -> TensorList:
         args, kwargs = fold_scale(args, kwargs)
         function = getattr(torch, f"_foreach_{name}", None)
+        if name in UNSHARDED and hasattr(self.tensors[0], "to_local"):
+            function = None
         if function is not None and not (name in REDUCTIONS and (args or kwargs)):
             args = tuple(arg.tensors if isinstance(arg, TensorList) else arg for arg in args)
             result = function(self.tensors, *args, **kwargs)
@@ -93,13 +97,6 @@ class TensorList(Operand):
         if isinstance(other, TensorList):
             return self._call("maximum_", other)
         return self._call("clamp_min_", other)
-
-    def copy_(self, other: TensorList) -> TensorList:
-        """Take other values; `torch._foreach_copy_` does not know sharded tensors."""
-        if hasattr(self.tensors[0], "to_local"):
-            one_by_one(Tensor.copy_, (self, other), {})
-            return self
-        return self._call("copy_", other)
 
     def lerp_(self, end: TensorList, weight: Any) -> TensorList:
         """Move towards `end` by `weight`; `torch._foreach_lerp_` cannot be compiled with a list of weights."""

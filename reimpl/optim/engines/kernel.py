@@ -84,6 +84,16 @@ KERNELS: dict[Spec, list[Kernel | str]] = {}
 LOCK = threading.RLock()
 
 
+def renew_lock() -> None:
+    """Give a forked process a lock of its own: of another thread's, which is not there, it would wait for ever."""
+    global LOCK
+    LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=renew_lock)
+
+
 def find_kernel(spec: Spec, coefficients: dict[str, Any], grad_scale: float | None) -> Kernel:
     """Return the kernel for a specification and coefficients, compiled if it is the first time.
 

@@ -4,6 +4,8 @@ from collections import deque
 from functools import partial
 from itertools import repeat
 
+import torch
+
 from reimpl.optim.engines.batch import Batch, Rule
 
 
@@ -17,7 +19,12 @@ def loop(rule: Rule, batch: Batch) -> None:
     by_name = {name: value for name, value in batch.coefficients.items() if name not in by_position}
     update = partial(rule, **by_name) if by_name else rule
     constants = (repeat(batch.coefficients[name]) for name in by_position)
-    deque(map(update, *batch.columns(), *constants), maxlen=0)
+    updates = map(update, *batch.columns(), *constants)
+    if torch.compiler.is_compiling():  # where an update breaks the graph, torch 2.13 loses the rest of a `deque`
+        for _ in updates:
+            pass
+    else:
+        deque(updates, maxlen=0)
 
 
 def positional(rule: Rule) -> tuple[str, ...]:

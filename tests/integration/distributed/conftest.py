@@ -1,6 +1,7 @@
 """Tests that several processes run together: `torchrun --nproc-per-node 4 -m pytest -x tests/integration/distributed`.
 
-Each process runs every test, in the same order. Without torchrun nothing here is collected; `test_distributed.py` starts it.
+Each process runs every test, in the same order. Without torchrun nothing here is collected; `test_distributed.py`
+starts it.
 """
 
 import os
@@ -50,7 +51,7 @@ def engine(request):
 
 @pytest.fixture
 def network(device):
-    """Return fresh networks, the same at each call and in each process; not every process can have a row of each matrix."""
+    """Return a function that makes the same network each time; one matrix has fewer rows than there are processes."""
 
     def make():
         torch.manual_seed(1)
@@ -62,7 +63,7 @@ def network(device):
 
 @pytest.fixture
 def batch(device):
-    """Return a step's inputs and targets, this process's own."""
+    """Return a function that makes a step's inputs and targets, this process's own."""
 
     def make(step, inputs=(5,), outputs=(3,)):
         generator = torch.Generator().manual_seed(1000 * step + dist.get_rank())
@@ -77,9 +78,9 @@ def train(batch):
 
     def steps(model, optimizer, count=3, first=0):
         for step in range(first, first + count):
-            input, target = batch(step)
+            inputs, targets = batch(step)
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(model(input), target).backward()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
             optimizer.step()
         return optimizer
 
@@ -116,7 +117,9 @@ def assert_as_torchs():
         if "fused" not in engine:
             assert_same(end(ours, engine), end(theirs, engine))
             return
-        found, expected = snapshot(end(ours, engine)), snapshot(end(theirs, ENGINES["loop"]))
+        found, expected = (
+            run if isinstance(run, dict) else snapshot(run) for run in (end(ours, engine), end(theirs, ENGINES["loop"]))
+        )
         for key, value in expected.items():
             assert relative_error(found[key], value) < 1e-5, key  # measured: at most 6e-7
 

@@ -1,4 +1,4 @@
-"""`torch.distributed.checkpoint`: what torch's optimizer wrote, ours resumes, and back, on as many processes or on half.
+"""`torch.distributed.checkpoint`: what torch's optimizer wrote, ours resumes, and back, on all processes or on half.
 
 Every process gets the same batch. The mean of 2 or 4 equal gradients is exact, so a run on any of these numbers of
 processes has the bits of torch's undisturbed run on one.
@@ -196,13 +196,12 @@ KEPT = {
 }
 
 
-# Without ("FSDP1", "rank 0"): on the host, torch's FSDP1 reads memory that it has freed.
-@pytest.mark.parametrize(
-    ("kind", "how"),
-    [(kind, how) for kind in ("DDP", "FSDP1", "FSDP2") for how in KEPT if (kind, how) != ("FSDP1", "rank 0")],
-)
+@pytest.mark.parametrize("kind", ["DDP", "FSDP1", "FSDP2"])
+@pytest.mark.parametrize("how", KEPT)
 @pytest.mark.parametrize("order", ["torch, ours", "ours, torch"])
 def test_options_of_state_dicts(kind, how, order, meshes, device):
+    if (kind, how, device) == ("FSDP1", "rank 0", "cpu"):
+        pytest.skip("torch's FSDP1 reads memory that it has freed")
     ours, theirs = pair("Adam")
     classes = (theirs, ours) if order == "torch, ours" else (ours, theirs)
 
@@ -267,12 +266,15 @@ def test_frozen_and_unused_parameters(kind, strict, meshes):
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
-@pytest.mark.parametrize("other_name", ["Adafactor", "Muon", "LBFGS"])
-def test_rules_that_are_not_elementwise(other_name, kind, meshes):
+@pytest.mark.parametrize(("other_name", "options"), [("Adafactor", {}), ("Muon", {}), ("LBFGS", {"max_iter": 2})])
+def test_rules_that_are_not_elementwise(other_name, options, kind, meshes):
     """They do what torch's do: the same bits, or the same error where torch's cannot be sharded or kept."""
 
+    def make_models():
+        return [spread(Network(), kind, meshes["all"]) for _ in range(2)]
+
     def end(*classes):
-        return ending(lambda: hand_over(classes, lambda: [spread(Network(), kind, meshes["all"]) for _ in range(2)]))
+        return ending(lambda: hand_over(classes, make_models, **options))
 
     ours, theirs = pair(other_name)
     expected = end(theirs, theirs)
@@ -283,7 +285,7 @@ def test_rules_that_are_not_elementwise(other_name, kind, meshes):
 @pytest.mark.parametrize("kind", ["one process", "FSDP2"])
 @pytest.mark.parametrize("engine", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
 def test_state_made_to_be_filled_moves_nothing(name, engine, kind, meshes, device):
-    """torch makes it by a step with gradients of 0 and a learning rate of 0, which with weight decay is no empty one."""
+    """torch makes it by a step with gradients and a learning rate of 0. Weight decay and a sign must not act in it."""
     ours, theirs = pair(name)
     model = Network().to(device) if kind == "one process" else spread(Network(), kind, meshes["all"])
     found = whole(model, optimizer_of(ours, model, **OPTIONS[name], **engine))

@@ -107,9 +107,9 @@ def test_memory_order(as_view, engine, batch, device, assert_as_torchs):
         model = DistributedDataParallel(channels_last().to(device), gradient_as_bucket_view=as_view)
         optimizer = cls(model.parameters(), **engine, **OPTIONS["Adam"])
         for step in range(3):
-            input, target = batch(step, inputs=(3, 6, 6))
+            inputs, targets = batch(step, inputs=(3, 6, 6))
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(model(input), target).backward()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
             optimizer.step()
         weight = next(model.parameters())
         assert weight.stride() == optimizer.state[weight]["exp_avg"].stride() == (27, 1, 9, 3)
@@ -163,9 +163,7 @@ def test_join_with_uneven_inputs(uneven, foreach, network, train):
     for cls in pair(uneven):
         model = DistributedDataParallel(network())
         with model.join():
-            ends.append(
-                train(model, cls(model.parameters(), foreach=foreach, **OPTIONS[uneven]), 2 + dist.get_rank())
-            )
+            ends.append(train(model, cls(model.parameters(), foreach=foreach, **OPTIONS[uneven]), 2 + dist.get_rank()))
         assert_same_everywhere(model)
     assert_same(*ends)
 
@@ -192,8 +190,8 @@ def test_in_backward(name, engine, shared, network, batch):
             optimizers = _get_in_backward_optimizers(model)
         model = DistributedDataParallel(model, **SMALL_BUCKETS) if shared else model
         for step in range(3):
-            input, target = batch(step)
-            torch.nn.functional.mse_loss(model(input), target).backward()
+            inputs, targets = batch(step)
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
             if not in_backward:
                 optimizers[0].step()
                 optimizers[0].zero_grad()

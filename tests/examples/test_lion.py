@@ -1,4 +1,4 @@
-"""The examples run, and do what they say."""
+"""Lion learns, resumes, and keeps the contract of an optimizer."""
 
 import importlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from reimpl.verify import run_contract
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
