@@ -1,6 +1,10 @@
-"""Pairs of optimizers, and comparisons of what they did."""
+"""Pairs of optimizers, comparisons of what they did, and how they run in several processes."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -91,3 +95,25 @@ def outcome(action):
         return None, action()
     except Exception as error:
         return type(error), str(error)
+
+
+def torchrun(processes, *command, timeout, **environment):
+    """Run a command of torchrun's in processes on this machine, in the repository's root; return how it ended.
+
+    What torchrun or pytest say to the processes that they start themselves is not handed on.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TORCHELASTIC_"))}
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
+            *map(str, command),
+        ],
+        env={**inherited, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **environment},
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -52,8 +52,10 @@ def test_every_layer_has_a_page():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_names_is_there(page):
-    for name in re.findall(r"`((?:tests|reimpl|benchmarks|examples|docs_tools)/[\w/]+\.py)`", PAGES[page]):
+    named = r"`((?:tests|reimpl|benchmarks|examples|docs_tools)/[\w/]+\.py)(?:::(\w+))?`"
+    for name, function in re.findall(named, PAGES[page]):
         assert (ROOT / name).is_file(), name
+        assert not function or f"\ndef {function}(" in (ROOT / name).read_text(encoding="utf-8"), f"{name}::{function}"
 
 
 def test_every_page_is_in_the_navigation():

@@ -42,8 +42,8 @@ class Layer(Module):
     def __prepare_scriptable__(self) -> Module:
         """Refuse `torch.jit.script`, which compiles source code and cannot tell what `functional` will be."""
         raise RuntimeError(
-            f"TorchScript does not compile reimpl.nn.{type(self).__name__}: reimpl.unswap(model) makes its layers torch's "
-            "own, with the same parameters and results, or use torch.export"
+            f"TorchScript does not compile reimpl.nn.{type(self).__name__}: reimpl.unswap(model) makes its layers "
+            "torch's own, with the same parameters and results, or use torch.export"
         )
 
 

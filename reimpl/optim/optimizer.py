@@ -24,6 +24,7 @@ from reimpl.optim.checkpoint import check_number, check_state, check_tensors, is
 from reimpl.optim.engines import Batch, Engine, Rule, TensorList, differentiable, foreach, fused, loop, rows
 from reimpl.optim.engines.batch import pick
 from reimpl.optim.engines.counting import advance
+from reimpl.optim.engines.shards import any_sharded, on_shards, splits_alike
 from reimpl.optim.signature import GENERAL_OPTIONS, STEP, RuleSignature, constructor_signature, read_signature
 
 FIRST, LATER = 1.0, 2.0
@@ -258,8 +259,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            for group in self.param_groups:
-                self._init_group(group, [])
+            self._init_group([])
         found_inf = getattr(self, "found_inf", None)
         overflow = found_inf is not None and found_inf.item() != 0
         for turn in turns(self.param_groups):
@@ -334,8 +334,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             alike.append([param.dtype for param in params])
         if on_lists and not all(map(attrgetter("is_cpu"), params)):
             alike.append([param.device for param in params])
-        if on_lists and any(hasattr(kind, "device_mesh") for kind in set(map(type, params))):
-            alike.append([getattr(param, "device_mesh", None) for param in params])
+        sharded = self.elementwise and not in_graph and not group["differentiable"] and any_sharded(params)
+        if sharded:
+            in_parts = list(map(splits_alike, zip(params, grads, *filter(None, state), strict=True)))
+            alike.append(in_parts)
         for tensors in scalars.values():
             alike.append([tensor.dtype for tensor in tensors])
             if not in_graph:
@@ -361,26 +363,29 @@ class RuleOptimizer(torch.optim.Optimizer):
                 step = TensorList(pick(counts, part)) + 1 if in_graph else as_number(counts[first] + 1)
             before = {name: pick(tensors, part) for name, tensors in scalars.items()}
             coefficients, after = self._compute(group, before, step, batch.params, engine, in_graph)
-            calls.append((engine, batch._replace(coefficients=coefficients)))
+            run = on_shards(engine) if sharded and in_parts[first] else engine
+            calls.append((run, batch._replace(coefficients=coefficients)))
             writes += [(tensors, after[name]) for name, tensors in before.items()]
         return Plan(created, states, writes, calls)
 
-    def _init_group(self, group: Group, tensors: list[Tensor]) -> None:
+    def _init_group(self, tensors: list[Tensor]) -> None:
         """Create the state of parameters that a compiled step will update for the first time.
 
-        `torch.compile` does not trace a method of this name but calls it, once, before it looks at the state. So the
-        first step is compiled as the later ones are, and state may keep its place in a CUDA graph. What is added to
-        `tensors`, the compiled step no longer holds when the optimizer is gone.
+        `torch.compile` does not trace a method of this name but calls it, once, before it looks at the state; so it is
+        called for all groups together. The first step is then compiled as the later ones are, and state may keep its
+        place in a CUDA graph. What is added to `tensors`, the compiled step no longer holds when the optimizer is gone.
         """
-        params = [param for param in dict.fromkeys(group["params"]) if param.grad is not None]
-        if params and (self.counts_steps or not self.reads_steps):  # else a rule has to be told of its first update
-            group = group | self._absent_options(group)
-            for options, part in self.parts(group, params):
-                names = [name for name, make in self.new_state(options).items() if make is not None]
-                created, _ = self._find_states(options, part, names)
-                self._keep(created)
-        tensors += params
-        tensors += [kept for param in params for kept in self.state.get(param, {}).values() if isinstance(kept, Tensor)]
+        for group in self.param_groups:
+            params = [param for param in dict.fromkeys(group["params"]) if param.grad is not None]
+            if params and (self.counts_steps or not self.reads_steps):  # else a rule has to be told of its first update
+                group = group | self._absent_options(group)
+                for options, part in self.parts(group, params):
+                    names = [name for name, make in self.new_state(options).items() if make is not None]
+                    created, _ = self._find_states(options, part, names)
+                    self._keep(created)
+            states = [self.state.get(param, {}) for param in params]
+            tensors += params
+            tensors += [kept for state in states for kept in state.values() if isinstance(kept, Tensor)]
 
     def _absent_options(self, group: Group) -> Group:
         """Return, as if not asked for, the general options that this optimizer does not have."""
@@ -523,10 +528,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Bring the step count and the like to dtype and device; before torch 1.12 they were Python numbers."""
         if self.counts_steps and "step" in saved:
             check_number(label, "step", saved["step"])
-            # torch's fused kernels count on the device; a count that has to be read stays on the host.
-            fused_count = bool(group.get("fused")) and not self.is_capturable(group)
-            if (fused_count or not isinstance(saved["step"], Tensor)) and not self.count_is_number:
-                saved["step"] = self._make_scalar(group, param, float(saved["step"]))
+            if not isinstance(saved["step"], Tensor):
+                if not self.count_is_number:
+                    saved["step"] = self._make_scalar(group, param, float(saved["step"]))
+            elif group.get("fused") and not self.is_capturable(group):
+                # torch's fused kernels count on the device; a count that has to be read stays on the host.
+                saved["step"] = saved["step"].to("cpu", torch.float32)
         for name in self.new_scalars(self.defaults | group).keys() & saved.keys():
             check_number(label, name, saved[name])
             if not isinstance(saved[name], Tensor):

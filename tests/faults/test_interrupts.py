@@ -2,10 +2,10 @@
 
 The guarantee, which `docs/questions/training.md` repeats:
 
-- every tensor keeps its shape, and no number is lost or half written;
-- a parameter's step count is never ahead of its update: counts are advanced when a group's updates are done;
-- state that is new is kept when the updates with it are done, or not at all;
-- with the fused engine a kernel runs to its end.
+- while a step is planned nothing changes; then parameters and state are updated, then counts, then new state is kept;
+- so a step count is never ahead of its update, and new state is kept whole or not at all;
+- one tensor operation, or the kernel of the fused engine, runs to its end: every number is that of before or of after;
+- between two operations of a rule a parameter may have its new moments, and not yet its new value.
 """
 
 import signal
@@ -30,6 +30,13 @@ SHAPES = ((7, 3), (5,), (), (4, 4), (2, 3))
 def engine(request):
     """The options that choose an engine, each in turn."""
     return ENGINES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def grad_mode():
+    """Let autograd be on afterwards: an interrupt while `torch.no_grad()` ends, here as anywhere, leaves it off."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 def new(name, engine, **more):

@@ -31,7 +31,6 @@ def fused(rule: Rule, batch: Batch) -> None:
     If no kernel can be made, the foreach engine takes over, and a warning names the cause, once. It also has the
     parameters whose gradient or state lies in memory in another order than they, or not densely.
     """
-    batch = local_shards(batch)
     places = find_places(batch)
     if places is not None:
         run_kernel(rule, batch, places)
@@ -185,29 +184,3 @@ def is_dense(tensor: Tensor) -> bool:
 def layout(tensor: Tensor) -> list[int]:
     """Return the strides of the dimensions that have several entries."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
-
-
-def local_shards(batch: Batch) -> Batch:
-    """Return a batch of sharded tensors as one of this process's shards, where all of a parameter are sharded alike."""
-    if not any(hasattr(kind, "to_local") for kind in set(map(type, batch.params))):
-        return batch
-    rows = [tuple(row) for row in zip(*batch.tensors(), strict=True)]
-    columns = list(zip(*(map(to_local, row) if sharded_alike(row) else row for row in rows), strict=True))
-    state = iter(columns[2:])
-    return batch._replace(
-        params=list(columns[0]),
-        grads=list(columns[1]),
-        state=[tensors and list(next(state)) for tensors in batch.state],
-    )
-
-
-def sharded_alike(row: tuple[Any, ...]) -> bool:
-    """Return whether a parameter, its gradient and its state are `DTensor`s with the same placements."""
-    placements = [getattr(tensor, "placements", None) for tensor in row]
-    return placements[0] is not None and all(other == placements[0] for other in placements)
-
-
-def to_local(tensor: Any) -> Tensor:
-    """Return the shard of this process, which shares memory with the whole."""
-    local: Tensor = tensor.to_local().detach()
-    return local

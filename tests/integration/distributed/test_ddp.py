@@ -225,6 +225,45 @@ def test_post_local_sgd(local, foreach, network, train):
     assert_same(*ends)
 
 
+@pytest.mark.parametrize("special", ["Muon", "Adafactor", "LBFGS"])
+def test_other_optimizers(special, network, batch):
+    """What they read, a matrix, a norm or a loss, is the same in all processes, or differs alike with torch's."""
+    ends = []
+    for cls in pair(special):
+        layers = network()
+        params = [param for param in layers.parameters() if special != "Muon" or param.dim() == 2]
+        model, optimizer = DistributedDataParallel(layers), cls(params, lr=0.1)
+        for inputs, _ in map(batch, range(3)):
+
+            def closure(inputs=inputs, model=model, optimizer=optimizer):
+                optimizer.zero_grad()
+                loss = model(inputs).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        ends.append(optimizer)
+    assert_same(*ends)
+
+
+@pytest.mark.parametrize("sparse", ["SparseAdam", "SGD", "Adagrad"])
+def test_sparse_gradients(sparse, device):
+    """The processes' rows are put together."""
+    ends = []
+    for cls in pair(sparse):
+        torch.manual_seed(4)
+        model = DistributedDataParallel(torch.nn.Embedding(9, 2, sparse=True).to(device))
+        ends.append(cls(model.parameters(), lr=0.1))
+        for step in range(3):
+            ends[-1].zero_grad()
+            rows = torch.tensor([step, 2 * dist.get_rank(), 2 * dist.get_rank() + 1], device=device)
+            model(rows).square().sum().backward()
+            assert model.module.weight.grad.is_sparse
+            ends[-1].step()
+        assert_same_everywhere(model)
+    assert_same(*ends)
+
+
 FUNCTIONALS = {"torch's kernels": torch.nn.functional, "first principles": reimpl.nn.functional}
 
 

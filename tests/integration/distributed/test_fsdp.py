@@ -50,8 +50,8 @@ def test_as_torchs(name, foreach, mesh, network, train):
     assert placements(ends[0]) == placements(ends[1])
 
 
-def test_as_alone(name, engine, mesh, network, assert_as_alone):
-    model, plain = sharded(network(), mesh=mesh), network()
+def test_as_alone(name, engine, network, assert_as_alone):
+    model, plain = sharded(network()), network()
     optimizer, alone = (pair(name)[0](m.parameters(), **engine, **OPTIONS[name]) for m in (model, plain))
     assert_as_alone(optimizer, model, alone, plain)
 
@@ -196,9 +196,10 @@ def gained(network):
     return fully_shard(model, ignored_params={model.gain})
 
 
-def test_shards_and_plain_parameters_in_one_group(name, engine, network, assert_as_alone):
+@pytest.mark.parametrize("mixed", ["SGD", "AdamW", "NAdam", "Rprop"])
+def test_shards_and_plain_parameters_in_one_group(mixed, engine, network, assert_as_alone):
     model, plain = gained(network()), Gained(network())
-    optimizer, alone = (pair(name)[0](m.parameters(), **engine, **OPTIONS[name]) for m in (model, plain))
+    optimizer, alone = (pair(mixed)[0](m.parameters(), **engine, **OPTIONS[mixed]) for m in (model, plain))
     assert_as_alone(optimizer, model, alone, plain)
 
 

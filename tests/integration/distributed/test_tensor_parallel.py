@@ -122,11 +122,12 @@ PLACEMENTS = {
 
 @pytest.mark.filterwarnings("ignore:While redistributing:UserWarning")
 @pytest.mark.parametrize("placed", PLACEMENTS)
-def test_placements(placed, name, engine, grid, collectives):
+@pytest.mark.parametrize("trained", ["SGD", "AdamW", "Rprop"])
+def test_placements(placed, trained, engine, grid, collectives):
     """Whatever a process has of a parameter, it updates alone, and as a part of the whole."""
     plain, others = ([p.detach().to(grid.device_type) for p in parameters(shapes=((7, 3), (1, 5)))] for _ in range(2))
     shared = [torch.nn.Parameter(distribute_tensor(param, grid, PLACEMENTS[placed])) for param in others]
-    optimizer, alone = (pair(name)[0](params, **engine, **OPTIONS[name]) for params in (shared, plain))
+    optimizer, alone = (pair(trained)[0](params, **engine, **OPTIONS[trained]) for params in (shared, plain))
     for step in range(3):
         set_gradients(plain, step)
         for param, other in zip(shared, plain, strict=True):
@@ -134,6 +135,24 @@ def test_placements(placed, name, engine, grid, collectives):
         with collectives() as in_step:
             optimizer.step()
         assert in_step.names == []
+        alone.step()
+    assert_same(optimizer, alone)
+
+
+@pytest.mark.parametrize("trained", ["SGD", "AdamW", "Rprop"])
+def test_meshes_in_one_group(trained, engine, mesh, grid):
+    """A list for torch's foreach functions has parameters of one mesh; the group may have several."""
+    plain, others = (
+        [p.detach().to(grid.device_type) for p in parameters(shapes=((7, 3), (5,), (4,)))] for _ in range(2)
+    )
+    spread = [(grid, [Shard(1), Shard(0)]), (mesh, [Shard(0)]), (mesh, [Replicate()])]
+    shared = [torch.nn.Parameter(distribute_tensor(p, *at)) for p, at in zip(others, spread, strict=True)]
+    optimizer, alone = (pair(trained)[0](params, **engine, **OPTIONS[trained]) for params in (shared, plain))
+    for step in range(3):
+        set_gradients(plain, step)
+        for param, other, at in zip(shared, plain, spread, strict=True):
+            param.grad = distribute_tensor(other.grad, *at)
+        optimizer.step()
         alone.step()
     assert_same(optimizer, alone)
 
