@@ -17,6 +17,7 @@ EXPORTS = {
     '    def step(self):\n        """Step."""\n    def hook(self): ...\n    def _own(self):\n        """Own."""\n',
     "reimpl/nn/__init__.py": '"""Layers."""\nfrom reimpl.nn import functional\n__all__ = ["functional"]\n',
     "reimpl/nn/functional/__init__.py": '"""Functions."""\n__all__ = []\n',
+    "reimpl/watch/__init__.py": '"""Watching."""\n__all__ = []\n',
     "reimpl/verify/__init__.py": '"""Instrument."""\n__all__ = ["LIMIT"]\nLIMIT = 1\n"""A limit."""\n',
     "reimpl/verify/pytest.py": '"""In tests."""\nimport re\ndef contract():\n    """Give."""\ndef _private(): ...\n',
     "reimpl/bench/__init__.py": '"""Times."""\n__all__ = []\n',

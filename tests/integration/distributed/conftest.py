@@ -135,7 +135,7 @@ class Collectives:
     NAMESPACES = ("c10d::", "_c10d_functional::")
 
     def __enter__(self):
-        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)
         self.profiler.start()
         return self
 

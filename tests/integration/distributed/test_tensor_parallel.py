@@ -141,7 +141,7 @@ def test_placements(placed, trained, engine, grid, collectives):
 
 @pytest.mark.parametrize("trained", ["SGD", "AdamW", "Rprop"])
 def test_meshes_in_one_group(trained, engine, mesh, grid):
-    """A list for torch's foreach functions has parameters of one mesh; the group may have several."""
+    """The parameters of a group may be spread over different processes."""
     plain, others = (
         [p.detach().to(grid.device_type) for p in parameters(shapes=((7, 3), (5,), (4,)))] for _ in range(2)
     )
@@ -155,6 +155,17 @@ def test_meshes_in_one_group(trained, engine, mesh, grid):
         optimizer.step()
         alone.step()
     assert_same(optimizer, alone)
+
+
+def test_graph_from_before_the_step(engine, mesh):
+    """Its backward would use numbers that are gone, and has to say so."""
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(5, device=mesh.device_type), mesh, [Shard(0)]))
+    optimizer = pair("SGD")[0]([param], lr=0.1, **engine)
+    loss = (param * param).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 UNLIKE = {
