@@ -217,7 +217,8 @@ def listing(names: Iterable[tuple[str, str]]) -> str:
 def directive(name: Name, top: griffe.Module) -> str:
     """Return what mkdocstrings replaces by a docstring, with an anchor where it would not give the public name one."""
     path = heading(name, top)
-    anchor = "" if path == name.path else f"[](){{: #{name.path} }}\n\n"
+    # `reimpl.watch` is a function and a package: the package's page has that anchor.
+    anchor = "" if path == name.path or name.path in PACKAGES else f"[](){{: #{name.path} }}\n\n"
     options: dict[str, Any] = {"heading": name.path, "toc_label": name.path.rpartition(".")[2]}
     options |= {"show_source": True} if name.is_rule else {}  # elsewhere it would weigh more than the docstring
     return f"{anchor}::: {path}\n    options: {json.dumps(options)}"

@@ -1,6 +1,7 @@
 """A small transformer, sharded over processes by FSDP2, that learns to count. Started again, it goes on where it was.
 
 Run it: torchrun --nproc-per-node 2 examples/fsdp2.py
+To go on by itself when a process dies: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --max-restarts 3 ...
 """
 
 import argparse

@@ -11,6 +11,7 @@ import torch
 import reimpl.optim
 from reimpl.verify.distance import same_bits
 
+ROOT = Path(__file__).parents[1]
 OPTIONS = {
     "SGD": {"momentum": 0.9, "weight_decay": 0.1},
     "Adagrad": {"lr_decay": 0.1, "weight_decay": 0.1},
@@ -103,17 +104,21 @@ def torchrun(processes, *command, timeout, **environment):
     What torchrun or pytest say to the processes that they start themselves is not handed on.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TORCHELASTIC_"))}
-    return subprocess.run(
+    run = subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
             *map(str, command),
         ],
-        env={**inherited, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **environment},
-        cwd=Path(__file__).parents[1],
+        env={**inherited, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
-        check=False,
     )
+    try:
+        output, _ = run.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        run.terminate()  # which torchrun hands on to its processes; killed, it would leave them behind
+        output, _ = run.communicate()
+    return subprocess.CompletedProcess(run.args, run.returncode, output)

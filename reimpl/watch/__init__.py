@@ -21,16 +21,8 @@ from reimpl.watch.writers import (
     make_writer,
 )
 
-__all__ = [
-    "SECOND_MOMENTS",
-    "CsvWriter",
-    "FigureWriter",
-    "TensorBoardWriter",
-    "VisdomWriter",
-    "Watch",
-    "Writer",
-    "watch",
-]
+__all__ = ["SECOND_MOMENTS", "CsvWriter", "FigureWriter", "TensorBoardWriter", "VisdomWriter", "Writer"]
+"""Beside `watch` and `Watch`, which are names of `reimpl`."""
 
 RECENT = 100
 """The number of logged steps over which the share of clipped ones is taken."""

@@ -86,10 +86,11 @@ def run_steps(optimizer, before=lambda step: None, skip=(), **options):
 
 
 def three(name, act=run_steps, fullgraph=True, **options):
-    """Return a run of ours, compiled as a whole, one of torch's, compiled, and one of torch's in float64 that is not."""
+    """Return a run of ours, one of torch's that is compiled too, and one of torch's in float64 that is not."""
     ours, theirs = pair(name)
-    mine = act(ours(parameters(), **copy.deepcopy(options)), **({"fullgraph": True} if fullgraph else {}))
+    mine = act(ours(parameters(), **copy.deepcopy(options)), fullgraph=fullgraph)
     reference = act(theirs(parameters(), **copy.deepcopy(options)))
+    options.pop("capturable", None)  # which the host takes in graphs alone
     return mine, reference, act(theirs(parameters(torch.float64), **copy.deepcopy(options)), backend=None)
 
 
@@ -209,7 +210,12 @@ def test_hooks():
 
     def steps(optimizer, inside, **more):
         calls = torch.zeros(())
-        hook = (lambda *_: calls.add_(1)) if inside else torch.compiler.disable(lambda *_: calls.add_(1))
+
+        def hook(*_):
+            calls.add_(1)
+
+        if not inside:
+            hook = torch.compiler.disable(hook)
         optimizer.register_step_pre_hook(hook)
         optimizer.register_step_post_hook(hook)
         found = run_steps(optimizer, **more)
@@ -344,6 +350,11 @@ class Reader(torch.nn.Module):
         return self.head(self.lstm(x.squeeze(1))[0][:, -1])
 
 
+def classifier(nn):
+    """Return the smallest network."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
 def train(nn, cls, make=cnn, functional=torch.nn.functional, backend="eager", **options):
     """Compile a function that holds a whole training step, and return what the compiler and the steps did."""
     torch.manual_seed(0)
@@ -367,8 +378,9 @@ def train(nn, cls, make=cnn, functional=torch.nn.functional, backend="eager", **
 
 def test_a_training_step_with_each_optimizer(name):
     """`zero_grad` and `backward` break the graph with every class; `step` does with torch's alone."""
-    ours, theirs = pair(name)
-    mine, reference = train(reimpl.nn, ours, **OPTIONS[name]), train(torch.nn, theirs, **OPTIONS[name])
+    mine, reference = (
+        train(nn, cls, classifier, **OPTIONS[name]) for nn, cls in zip((reimpl.nn, torch.nn), pair(name), strict=True)
+    )
     assert_no_worse(mine, reference)
     assert (mine.breaks.total(), reference.breaks.total()) == (2, 4)
 
@@ -498,10 +510,6 @@ def test_a_step_that_reads_a_value_is_noticed():
 
     with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
         run_steps(Reading(parameters()), fullgraph=True)
-    torch._dynamo.reset()
-    mine, reference = run_steps(Reading(parameters())), run_steps(torch.optim.SGD(parameters()))
-    with pytest.raises(AssertionError):
-        assert_no_worse(mine, reference)
 
 
 def test_state_made_in_the_graph_is_noticed(monkeypatch):

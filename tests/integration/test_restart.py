@@ -2,16 +2,15 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from helpers import assert_same, torchrun
+from helpers import ROOT, assert_same, torchrun
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2.py"
+EXAMPLE = ROOT / "examples" / "fsdp2.py"
 STEPS, EVERY, TIMEOUT = 16, 4, 300
 
 pytestmark = [
@@ -29,12 +28,13 @@ from pkgutil import resolve_name
 where, method, rank, call, deaths = sys.argv.pop(1).split()
 owner, calls = resolve_name(where), 0
 original = getattr(owner, method)
+dies = os.environ["RANK"] == rank and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) < int(deaths)
 
 
 def counted(*args, **kwargs):
     global calls
     calls += 1
-    if calls == int(call) and os.environ["RANK"] == rank and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) < int(deaths):
+    if dies and calls == int(call):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
 
@@ -43,7 +43,7 @@ setattr(owner, method, counted)
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Runs a script whose process kills itself before a certain call of a method, in each of its first starts."""
+"""Runs a script, of which one process kills itself before a certain call of a method, in each of the first starts."""
 
 MOMENTS = {
     "backward": ("torch:Tensor backward 0 7 1", [4]),
@@ -51,31 +51,22 @@ MOMENTS = {
     "writing a shard": ("torch.distributed.checkpoint.filesystem:FileSystemWriter write_data 1 2 1", [4]),
     "completing a checkpoint": ("torch.distributed.checkpoint.filesystem:FileSystem rename 0 2 1", [4]),
 }
-"""The call before which a process dies (rank, number of the call, number of deaths), and the steps after which all go on."""
+"""What is called, by which process, for which time, and how often it dies; and after which steps training goes on."""
 
 
 def train(folder, *command):
+    """Run the example, with a store of its own for each start: in a shared one, torch finds addresses of the dead."""
     return torchrun(
-        2,
-        "--max-restarts",
-        "3",
-        *command,
-        EXAMPLE,
-        "--folder",
-        folder,
-        "--steps",
-        STEPS,
-        "--every",
-        EVERY,
+        *(2, "--max-restarts", 3, *command, EXAMPLE, "--folder", folder, "--steps", STEPS, "--every", EVERY),
         timeout=TIMEOUT,
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )
 
 
-def kept(folder, name="kept.pt"):
+def kept(folder):
     """Return what the last checkpoint of a run holds, by the path to it."""
-    last = folder / f"step-{STEPS:06}"
-    dcp_to_torch_save(last, folder / name)
-    return dict(leaves(torch.load(folder / name)))
+    dcp_to_torch_save(folder / f"step-{STEPS:06}", folder / "last.pt")
+    return dict(leaves(torch.load(folder / "last.pt")))
 
 
 def leaves(value, path=""):

@@ -777,6 +777,22 @@ def test_sharded_parameters(name, tmp_path):
         dist.destroy_process_group()
 
 
+def test_numbers_are_updated_alike_wherever_they_stand(name):
+    """In one tensor or cut into many, so that a vector of the processor holds others beside them, or none."""
+
+    def end(size):
+        numbers, *gradients = torch.randn(4, 61, generator=torch.Generator().manual_seed(0)).unbind()
+        optimizer = pair(name)[0]([part.clone() for part in numbers.split(size)], **OPTIONS[name], **FUSED)
+        for gradient in gradients:
+            for param, part in zip(members(optimizer), gradient.split(size), strict=True):
+                param.grad = part.clone()
+            optimizer.step()
+        return torch.cat(members(optimizer))
+
+    for size in (1, 3, 17):
+        assert torch.equal(end(size), end(61)), size
+
+
 def test_threads_step_at_once(name):
     def run(seed):
         params = [param for i in range(3) for param in parameters(torch.float64, ((50, 3), (7,)), seed + i)]

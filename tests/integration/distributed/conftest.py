@@ -132,8 +132,6 @@ class Collectives:
     torch's `CommDebugMode` is a dispatch mode, and inside one the fused engine leaves its work to the foreach engine.
     """
 
-    NAMESPACES = ("c10d::", "_c10d_functional::")
-
     def __enter__(self):
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)
         self.profiler.start()
@@ -141,7 +139,7 @@ class Collectives:
 
     def __exit__(self, *error):
         self.profiler.stop()
-        self.names = [event.name for event in self.profiler.events() if event.name.startswith(self.NAMESPACES)]
+        self.names = [event.name for event in self.profiler.events() if event.name.startswith("c10d::")]
 
 
 @pytest.fixture

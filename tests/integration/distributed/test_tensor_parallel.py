@@ -157,6 +157,33 @@ def test_meshes_in_one_group(trained, engine, mesh, grid):
     assert_same(optimizer, alone)
 
 
+@pytest.mark.parametrize("placement", [Replicate(), Shard(0), Shard(1)], ids=str)
+@pytest.mark.parametrize("special", ["Muon", "Adafactor"])
+def test_rules_that_are_not_elementwise(special, placement, mesh, collectives):
+    """The same results by the same collectives, or the same error."""
+
+    def end(cls):
+        (plain,) = parameters(shapes=((8, 4),))
+        param = torch.nn.Parameter(distribute_tensor(plain.detach().to(mesh.device_type), mesh, [placement]))
+        optimizer, names = cls([param], lr=0.1), []
+        for step in range(3):
+            set_gradients([plain], step)
+            param.grad = distribute_tensor(plain.grad.to(mesh.device_type), mesh, [placement])
+            with collectives() as in_step:
+                optimizer.step()
+            names += in_step.names
+        return snapshot(optimizer), names
+
+    (error, ours), (their_error, theirs) = (outcome(lambda cls=cls: end(cls)) for cls in pair(special))
+    assert error == their_error, ours
+    if error:
+        assert ours == theirs
+    else:
+        assert_same(ours[0], theirs[0])
+        assert ours[1] == theirs[1]
+        assert bool(ours[1]) == placement.is_shard()
+
+
 def test_graph_from_before_the_step(engine, mesh):
     """Its backward would use numbers that are gone, and has to say so."""
     param = torch.nn.Parameter(distribute_tensor(torch.ones(5, device=mesh.device_type), mesh, [Shard(0)]))
