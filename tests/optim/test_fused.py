@@ -333,7 +333,7 @@ def test_half_precision_is_rounded_once_a_step(name, dtype, on_lists):
     optimizer = take_steps(pair(name)[0](params, **options, **FUSED), 1)
     wide = param.detach().double().requires_grad_()
     exact = pair(name)[0]([wide], **options, **LOOP)
-    exact.load_state_dict(optimizer.state_dict())
+    exact.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # else they share the step count, as with torch's
     set_gradients(params, 1)
     wide.grad = param.grad.double()
     exact.param_groups[0].update(fused=None, **LOOP)
