@@ -228,4 +228,4 @@ def test_our_layers(functional, network, train):
         ends.append(snapshot(train(model, cls(model.parameters(), foreach=True, **OPTIONS["SGD"]))))
     if functional == "torch's kernels":
         assert_same(*ends)
-    assert all(relative_error(ends[0][key], value) < 1e-5 for key, value in ends[1].items())  # measured 1e-6
+    assert all(relative_error(ends[0][key], value) < 1e-5 for key, value in ends[1].items())  # measured: 2e-7

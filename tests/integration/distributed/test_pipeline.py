@@ -84,4 +84,4 @@ def test_first_principles(schedule, device):
         reimpl.swap(module, functional=functional)
         ends.append(snapshot(train(module, pair("SGD")[0](module.parameters(), lr=0.1), schedule, device)))
     for key, value in ends[1].items():
-        assert relative_error(ends[0][key], value) < 1e-6, key  # measured: at most 2e-7
+        assert relative_error(ends[0][key], value) < 1e-6, key  # measured: at most 8e-8

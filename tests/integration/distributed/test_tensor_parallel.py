@@ -78,7 +78,7 @@ def test_plain_layer_among_them(engine, mesh, device):
         return snapshot(train(model, cls(model.parameters(), **engine, **OPTIONS["AdamW"]), device))
 
     ours, theirs = end(pair("AdamW")[0], engine), end(pair("AdamW")[1], {"foreach": False})
-    assert all(relative_error(ours[key], value) < 1e-5 for key, value in theirs.items())  # measured: at most 6e-7
+    assert all(relative_error(ours[key], value) < 1e-5 for key, value in theirs.items())  # measured: at most 2e-7
     if "fused" not in engine:
         assert_same(ours, theirs)
 
@@ -91,7 +91,7 @@ def test_first_principles(mesh, device):
         reimpl.swap(model, functional=functional)
         parallelize_module(model, mesh, PLANS["columns, then rows"])
         ends.append(snapshot(train(model, pair("SGD")[0](model.parameters(), lr=0.1), device)))
-    assert all(relative_error(ends[0][key], value) < 1e-6 for key, value in ends[1].items())
+    assert all(relative_error(ends[0][key], value) < 1e-6 for key, value in ends[1].items())  # measured: 5e-8
 
 
 # Of a row of one process, where a product is a view of itself.
