@@ -1,6 +1,6 @@
 """Four optimizers learn to read handwritten digits, and what each of them does is watched.
 
-    python examples/digits.py [--epochs 4] [--logdir runs/digits] [--visdom PORT]
+Run it: python examples/digits.py [--epochs 4] [--logdir runs/digits] [--visdom PORT]
 
 It prints how many held-out digits each network reads, and writes what `reimpl.watch` sees to LOGDIR: `watch.csv`,
 `watch.png`, and a folder for each optimizer that `tensorboard --logdir LOGDIR` shows side by side. With `--visdom` a

@@ -1,6 +1,8 @@
 """A model of transformers on our layers and optimizer, beside the same model on torch's: each loss has the same bits.
 
-Run it: python examples/swap_transformers.py. Nothing is fetched: the weights are random, the sentences are numbers.
+Run it: python examples/swap_transformers.py
+
+Nothing is fetched: the weights are random, the sentences are numbers.
 """
 
 import copy

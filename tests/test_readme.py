@@ -67,6 +67,15 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert isinstance(scope["optimizer"], reimpl.optim.Optimizer)
 
 
+def test_each_example_is_named_tested_and_says_how_to_run_it():
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    assert len(examples) == 5
+    for example in examples:
+        assert f"(examples/{example.name})" in README
+        assert (ROOT / "tests" / "examples" / f"test_{example.name}").is_file()
+        assert re.search(rf"^Run it: .*examples/{example.name}", example.read_text(encoding="utf-8"), re.M)
+
+
 def test_lion_is_shown_as_in_the_example():
     example = (ROOT / "examples" / "lion.py").read_text(encoding="utf-8")
     shown = example.partition("class Lion(")[2].partition("\n\n\n")[0]
