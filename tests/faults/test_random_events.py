@@ -380,7 +380,7 @@ class Twin:
         dtype: of the parameters.
         options: for both.
         seed: of the first parameters.
-        bound: the largest error relative to torch's numbers; if it is 0, every bit has to agree.
+        bound: the largest error beside torch's numbers; if it is 0, every bit has to agree.
     """
 
     def __init__(self, classes, engines, dtype, options, seed, bound):
@@ -419,6 +419,8 @@ class Twin:
                 raise self.failure(f"{key} is\n{value}\nwhere torch has\n{expected[key]}")
 
     def is_near(self, found, expected):
+        """Return whether errors are small beside the tensor's largest magnitude or 1, which may cancel."""
+        found, expected = (torch.cat([one.flatten(), one.new_ones(1)]) for one in (found, expected))
         return found.dtype == expected.dtype and relative_error(found, expected) <= self.bound
 
     def reconcile(self):
