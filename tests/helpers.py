@@ -67,7 +67,7 @@ def snapshot(optimizer, params=None):
 
 
 def whole(tensor):
-    """Return a tensor without its history; of one that processes share, all of it, which each of them has to ask for."""
+    """Return a tensor without its history; a `DTensor` as a whole, for which each process has to ask."""
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
