@@ -88,4 +88,5 @@ if __name__ == "__main__":
     on_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     mesh = init_device_mesh("cuda" if on_gpus else "cpu", (int(os.environ["WORLD_SIZE"]),))  # and joins the processes
     train(mesh, **vars(parser.parse_args()))
+    dist.barrier()  # gloo's threads have to let go of their tensors before the interpreter ends
     dist.destroy_process_group()

@@ -85,8 +85,8 @@ def assert_consistent(optimizer, before, straight):
 
 @pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_at_each_line(name, engine, first):
-    """Each step is interrupted before another line of ours; then it is consistent, loads, and goes on."""
+def test_between_lines(name, engine, first):
+    """Steps are interrupted before a dozen of our lines; each is consistent then, its state loads, and it goes on."""
     done = 0 if first else 2
     take_steps(new(name, engine), 3)  # what is compiled is compiled
     optimizer = take_steps(new(name, engine), done)
@@ -174,4 +174,4 @@ def test_a_count_that_runs_ahead_is_seen(monkeypatch):
 
     monkeypatch.setattr(reimpl.optim.Adam, "_carry_out", count_first)
     with pytest.raises(AssertionError):
-        test_at_each_line("Adam", {"foreach": False}, first=False)
+        test_between_lines("Adam", {"foreach": False}, first=False)

@@ -288,7 +288,9 @@ def test_state_made_to_be_filled_moves_nothing(name, engine, kind, meshes, devic
     """torch makes it by a step with gradients and a learning rate of 0. Weight decay and a sign must not act in it."""
     ours, theirs = pair(name)
     model = Network().to(device) if kind == "one process" else spread(Network(), kind, meshes["all"])
-    found = whole(model, optimizer_of(ours, model, **OPTIONS[name], **engine))
+    optimizer = optimizer_of(ours, model, **OPTIONS[name], **engine)
+    whole(model, optimizer)  # makes the state, after it has read the parameters
+    found = whole(model, optimizer)
     weights = {key: found[key] for key in Network().state_dict()}
     assert_same(weights, Network().to(device).state_dict())
     if "fused" not in engine:  # which rounds elsewhere
