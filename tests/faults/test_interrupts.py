@@ -116,8 +116,9 @@ def test_at_random_moments(name, engine):
     met = 0
 
     def interrupt(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
+    interrupting = signal.signal(signal.SIGINT, signal.default_int_handler)  # as Ctrl-C has it
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         for step in range(1, 200):
@@ -134,6 +135,7 @@ def test_at_random_moments(name, engine):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGINT, interrupting)
     assert met > 0
     counts = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
     assert all(1 <= count <= 200 for count in counts)
