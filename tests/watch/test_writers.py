@@ -104,6 +104,48 @@ def test_tensorboard(tmp_path):
     assert newest.histogram_value.max == pytest.approx(values.max().item())
 
 
+def test_tensorboard_gets_one_event_a_step(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path) as writer:
+        rows = run(writer, steps=3).rows
+    (file,) = tmp_path.iterdir()
+    events = [event for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+    written = [(event.step, len(event.summary.value)) for event in events]
+    assert written == [(step, sum(row[0] == step for row in rows)) for step in range(3)]
+
+
+def test_tensorboard_opens_a_closed_writer_again(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path)
+    writer.close()
+    expected = run(writer)
+    writer.close()
+    found = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    steps = [event.step for event in found.Scalars(".", "group0/update_norm")]
+    assert steps == sorted({row[0] for row in expected.rows})
+
+
+def test_a_subclass_of_the_summary_writer_is_asked(tmp_path):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    class Counting(SummaryWriter):
+        added = 0
+
+        def add_scalar(self, *args, **kwargs):
+            self.added += 1
+            super().add_scalar(*args, **kwargs)
+
+    with Counting(tmp_path) as writer:
+        assert len(run(writer).rows) == writer.added
+
+
 @pytest.fixture(scope="module")
 def visdom_port(tmp_path_factory):
     """A real server on loopback. Visdom's own command would first download the page's scripts."""
