@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from helpers import torchrun
+from helpers import OPTIONS, torchrun
 
 TESTS = Path(__file__).parent / "distributed"
+PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
+"""`-x`, since the others would wait for a process that has failed."""
 TIMEOUT = 900
 """In seconds; alone on two cores a run takes a tenth of it."""
 
@@ -16,7 +18,15 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_under_torchrun(processes):
-    """`-x`, since the others would wait for a process that has failed."""
-    run = torchrun(processes, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", TESTS, timeout=TIMEOUT)
+    run = torchrun(processes, *PYTEST, TESTS, timeout=TIMEOUT)
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout
+
+
+def test_checkpoint_goes_from_launch_to_launch(tmp_path):
+    """What torch's optimizer writes on 4 processes, ours resumes on 2, and torch's again on 4."""
+    for leg, (by, processes) in enumerate([("torch", 4), ("ours", 2), ("torch", 4)]):
+        where = {"RELAY_LEG": str(leg), "RELAY_BY": by, "RELAY_FOLDER": str(tmp_path)}
+        run = torchrun(processes, *PYTEST, TESTS / "relay.py", timeout=TIMEOUT, **where)
+        assert run.returncode == 0, run.stdout
+        assert f"{len(OPTIONS)} passed" in run.stdout
