@@ -7,10 +7,10 @@ The environment says which leg it is (RELAY_LEG), whose optimizer runs (RELAY_BY
 import os
 from pathlib import Path
 
-from integration.distributed.test_checkpoints import Network, load, optimizer_of, save, spread, straight, train, whole
 from torch.distributed.device_mesh import init_device_mesh
 
 from helpers import OPTIONS, assert_same, pair
+from integration.distributed.test_checkpoints import Network, load, optimizer_of, save, spread, straight, train, whole
 
 STEPS = 2
 """The number of steps in a leg."""
