@@ -131,19 +131,24 @@ def test_tensorboard_opens_a_closed_writer_again(tmp_path):
     assert steps == sorted({row[0] for row in expected.rows})
 
 
-def test_a_subclass_of_the_summary_writer_is_asked(tmp_path):
+@pytest.mark.parametrize("replaced", ["subclass", "class", "object"])
+def test_an_add_scalar_of_ones_own_is_called(tmp_path, monkeypatch, replaced):
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    class Counting(SummaryWriter):
-        added = 0
+    original, added = SummaryWriter.add_scalar, []
 
-        def add_scalar(self, *args, **kwargs):
-            self.added += 1
-            super().add_scalar(*args, **kwargs)
+    def add_scalar(self, *args, **kwargs):
+        added.append(args)
+        original(self, *args, **kwargs)
 
-    with Counting(tmp_path) as writer:
-        assert len(run(writer).rows) == writer.added
+    cls = type("Counting", (SummaryWriter,), {"add_scalar": add_scalar}) if replaced == "subclass" else SummaryWriter
+    if replaced == "class":
+        monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    with cls(tmp_path) as writer:
+        if replaced == "object":
+            monkeypatch.setattr(writer, "add_scalar", add_scalar.__get__(writer))
+        assert len(run(writer).rows) == len(added)
 
 
 @pytest.fixture(scope="module")
