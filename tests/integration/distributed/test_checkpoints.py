@@ -28,6 +28,8 @@ pytestmark = [
 ]
 
 FULL = StateDictOptions(full_state_dict=True)
+LEG = 2
+"""The number of steps between two checkpoints of a relay."""
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +147,27 @@ def load(path, model, optimizer, group=None, planner=None):
     set_optimizer_state_dict(model, optimizer, state)
 
 
+def runners(name):
+    """Return the classes that train sharded parameters by whose they are: ours for torch's too where that cannot."""
+    ours, theirs = pair(name)
+    return {"ours": ours, "torch": ours if name == "Rprop" else theirs}  # torch's Rprop assigns by masks
+
+
+def run_leg(cls, leg, mesh, checkpoint, **options):
+    """Train the steps of a leg on a mesh, from the checkpoint of the one before if there is one."""
+    model = spread(Network(), "FSDP2", mesh)
+    optimizer = optimizer_of(cls, model, **options)
+    if leg > 0:
+        load(checkpoint, model, optimizer, mesh.get_group())
+    train(model, optimizer, range(LEG * leg, LEG * (leg + 1)))
+    return model, optimizer
+
+
 def relay(classes, path, meshes, **options):
     """Train on all processes, on in each half of them, and on in all, each time from a checkpoint on disk."""
     for leg, (cls, where) in enumerate(zip(classes, ("all", "half", "all"), strict=True)):
         mesh = meshes[where]
-        model = spread(Network(), "FSDP2", mesh)
-        optimizer = optimizer_of(cls, model, **options)
-        if leg > 0:
-            load(path / f"{leg - 1} by 0", model, optimizer, mesh.get_group())
-        train(model, optimizer, range(2 * leg, 2 * leg + 2))
+        model, optimizer = run_leg(cls, leg, mesh, path / f"{leg - 1} by 0", **options)
         if leg < 2:
             writer = dist.get_rank() // mesh.size()
             save(path / f"{leg} by {writer}", model, optimizer, mesh.get_group())
@@ -174,9 +188,8 @@ def relay(classes, path, meshes, **options):
 def test_all_processes_then_half_then_all(name, order, engine, shared_path, meshes, device):
     """The fused kernel rounds elsewhere than torch, so its run is compared with itself on one process."""
     ours, theirs = pair(name)
-    sharded = ours if name == "Rprop" else theirs  # torch's Rprop assigns by masks, which no sharded tensor takes
-    classes = [ours if cls == "ours" else sharded for cls in order.split(", ")]
-    expected = straight(ours if "fused" in engine else theirs, device, range(6), **OPTIONS[name], **engine)
+    classes = [runners(name)[whose] for whose in order.split(", ")]
+    expected = straight(ours if "fused" in engine else theirs, device, range(3 * LEG), **OPTIONS[name], **engine)
     assert_same(relay(classes, shared_path, meshes, **OPTIONS[name], **engine), expected)
 
 
@@ -184,7 +197,7 @@ def test_a_checkpoint_that_is_not_loaded_is_noticed(shared_path, meshes, device,
     monkeypatch.setattr(dcp, "load", lambda *args, **kwargs: None)
     ours, theirs = pair("Adam")
     with pytest.raises(AssertionError):
-        assert_same(relay([theirs, ours, theirs], shared_path, meshes), straight(theirs, device, range(6)))
+        assert_same(relay([theirs, ours, theirs], shared_path, meshes), straight(theirs, device, range(3 * LEG)))
 
 
 KEPT = {
